@@ -1,0 +1,56 @@
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+STAMP := .venv/.installed
+BUILD := $(BIN)/jupyter-book build .
+CHECKED := ewc_code tests book/_ext $(wildcard tools benchmarks)
+
+# On a busy machine a thread that spins while it waits for another costs many times the work itself.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help html chapter test test-site readme serve format clean
+
+help:  ## list these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, PYTHON=... chooses one") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+html: $(STAMP)  ## install, execute every chapter, write _build/html/index.html
+	$(BUILD) -n -W --keep-going
+
+chapter: $(STAMP)  ## one chapter with the reference pages, while it is written: make chapter NAME=bayes
+	@mkdir -p _build/only-$(NAME)
+	@$(BIN)/python -c 'import sys, yaml; \
+	toc = yaml.safe_load(open("_toc.yml")); \
+	[part.update(chapters=[c for c in part["chapters"] if c["file"] == "book/$(NAME)"]) for part in toc["parts"] if part.get("numbered")]; \
+	toc["parts"] = [part for part in toc["parts"] if part["chapters"]]; \
+	yaml.safe_dump(toc, open("_build/only-$(NAME)/toc.yml", "w"))'
+	$(BUILD) --toc _build/only-$(NAME)/toc.yml --path-output _build/only-$(NAME)
+
+test: $(STAMP)  ## lint, types, and all tests that need no built site
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+	$(BIN)/pytest tests -m "not site"
+
+test-site: $(STAMP)  ## tests of the built site: links, offline, browser
+	$(BIN)/pytest tests -m site
+
+readme: $(STAMP)  ## the README's results table and picture, from the last build
+	$(BIN)/python tools/make_readme.py
+
+serve: $(STAMP)  ## the built site on http://localhost:8000
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+format: $(STAMP)  ## format the code and repair what can be repaired
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+clean:  ## remove what a build made; .venv stays
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

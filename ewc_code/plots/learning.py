@@ -1,0 +1,154 @@
+"""Figures about learning one task after another."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ewc_code.data import LABELS, Images
+from ewc_code.experiments import Chosen
+from ewc_code.metrics import interval
+from ewc_code.plane import Plane
+from ewc_code.plots.style import COLOURS, WIDTH
+from ewc_code.training import Record
+
+LOOK = {
+    "plain": (COLOURS["vermilion"], ":", "o"),
+    "L2": (COLOURS["green"], "--", "s"),
+    "EWC": (COLOURS["blue"], "-", "D"),
+    "EWC, full": (COLOURS["purple"], (0, (5, 1, 1, 1)), "^"),
+    "joint": (COLOURS["grey"], "-.", "v"),
+    "as in the tutorial": (COLOURS["orange"], "-.", "^"),
+}
+SPARE = (COLOURS["black"], "-", "o")
+
+
+def image_rows(sets: Sequence[Images], count: int = 10) -> Figure:
+    """One training image of each class, a row a data set, with the class's name above it."""
+    figure, axes = plt.subplots(len(sets), count, figsize=(WIDTH, 1.0 * len(sets)), squeeze=False)
+    for row, images in zip(axes, sets, strict=True):
+        labels = images.train.y.cpu().numpy()
+        for label, axis in enumerate(row):
+            pixels = images.train.x[int(np.flatnonzero(labels == label)[0])].cpu().numpy()
+            axis.imshow(pixels.reshape(28, 28), cmap="gray_r")
+            axis.set_title(LABELS[images.name][label], fontsize=8, loc="center")
+            axis.set_axis_off()
+    return figure
+
+
+def curves(records: Mapping[str, Sequence[Record]], switches: Sequence[int], height: float = 2.1) -> Figure:
+    """Test accuracy on each task while all are learned: a panel a task, a line a method, a band its 95 % interval.
+
+    Args:
+        records: By method, one record a seed, with the same steps.
+        switches: Steps at which a new task begins.
+        height: Of one panel, inches.
+    """
+    names = next(iter(records.values()))[0].names
+    figure, axes = plt.subplots(len(names), 1, figsize=(WIDTH, height * len(names)), sharex=True, squeeze=False)
+    for j, (name, axis) in enumerate(zip(names, axes[:, 0], strict=True)):
+        for method, runs in records.items():
+            colour, dash, _ = LOOK.get(method, SPARE)
+            points = [interval([run.curves[i][j] for run in runs]) for i in range(len(runs[0].steps))]
+            mean, half = np.array([p.mean for p in points]), np.array([p.half for p in points])
+            axis.plot(runs[0].steps, mean, color=colour, linestyle=dash, label=method)
+            axis.fill_between(runs[0].steps, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        for step in switches:
+            axis.axvline(step, color=COLOURS["grey"], linewidth=1, linestyle="-")
+        axis.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, runs[0].steps[-1]), title=f"on {name}")
+        _mark_phase(axis, j, [0, *switches, runs[0].steps[-1]])
+    axes[-1, 0].set_xlabel("optimiser steps; the shaded stretch is where the panel's own task is trained")
+    if len(records) > 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(records))
+    return figure
+
+
+def _mark_phase(axis: Axes, task: int, bounds: Sequence[int]) -> None:
+    axis.axvspan(bounds[task], bounds[task + 1], color=COLOURS["grey"], alpha=0.12, linewidth=0)
+
+
+def before_after(groups: Mapping[object, Sequence[Record]], xlabel: str, title: str = "on the first task") -> Figure:
+    """Accuracy on the first task right after it and after the second, against what the groups differ in."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.9))
+    at = np.arange(len(groups))
+    for row, label, colour, marker in (
+        (0, "right after learning it", "blue", "D"),
+        (1, "after the second task", "vermilion", "o"),
+    ):
+        points = [interval([run.accuracy[row][0] for run in runs]) for runs in groups.values()]
+        axis.errorbar(
+            at, [p.mean for p in points], [p.half for p in points],
+            color=COLOURS[colour], marker=marker, markersize=5, capsize=3, linestyle="--" if row else "-", label=label,
+        )  # fmt: skip
+    axis.set(
+        xlabel=xlabel, ylabel="accuracy", ylim=(0, 1.02), xticks=at, xticklabels=[f"{g:g}" for g in groups], title=title
+    )
+    axis.legend(loc="best")
+    return figure
+
+
+def strengths(chosen: Sequence[Chosen], names: Sequence[str]) -> Figure:
+    """Validation accuracy on each task against the strength, a panel a method; the chosen strength is marked."""
+    figure, axes = plt.subplots(1, len(chosen), figsize=(WIDTH, 3.0), sharey=True, squeeze=False)
+    colours = [COLOURS[c] for c in ("blue", "vermilion", "green", "purple")]
+    for axis, picked in zip(axes[0], chosen, strict=True):
+        table = np.array(picked.validation)  # (strengths, tasks)
+        for j, name in enumerate(names):
+            axis.plot(picked.strengths, table[:, j], color=colours[j], linestyle=("-", "--", "-.", ":")[j], marker="o",
+                      markersize=4, label=name)  # fmt: skip
+        axis.plot(picked.strengths, table.mean(1), color=COLOURS["black"], linestyle="-", linewidth=1, label="average")
+        axis.axvline(picked.best, color=COLOURS["grey"], linewidth=4, alpha=0.35)
+        axis.set(xscale="log", xlabel=f"strength λ of {picked.method}", ylim=(0, 1.02), title=picked.method)
+    axes[0, 0].set_ylabel("validation accuracy\nafter the last task")
+    axes[0, -1].legend(loc="lower left")
+    return figure
+
+
+def ladder(rungs: Mapping[str, Sequence[Record]]) -> Figure:
+    """Final accuracy on both tasks, a row a repair, with 95 % intervals over seeds and each seed's own dot."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.5 * len(rungs) + 1.1))
+    rows = np.arange(len(rungs))[::-1]
+    names = next(iter(rungs.values()))[0].names
+    for j, (colour, marker, shift) in enumerate((("blue", "D", 0.12), ("vermilion", "o", -0.12))):
+        for row, runs in zip(rows, rungs.values(), strict=True):
+            values = [run.accuracy[-1][j] for run in runs]
+            found = interval(values)
+            axis.plot(values, np.full(len(values), row + shift), ".", color=COLOURS[colour], alpha=0.4, markersize=5)
+            axis.errorbar(
+                found.mean, row + shift, xerr=found.half, color=COLOURS[colour], marker=marker, capsize=3, markersize=6
+            )
+    handles = [Line2D([], [], color=COLOURS[c], marker=m, linestyle="") for c, m in (("blue", "D"), ("vermilion", "o"))]
+    axis.set(yticks=rows, yticklabels=list(rungs), xlabel="test accuracy after both tasks", xlim=(0, 1))
+    figure.legend(handles, names, loc="outside upper right", ncols=2)
+    return figure
+
+
+def figure_one(plane: Plane, show: Sequence[str] = ("plain", "L2", "EWC", "EWC, full")) -> Figure:
+    """Regions of low loss of two tasks in the plane of two parameters, and each method's path from task A's optimum."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
+    w1, w2 = plane.axes
+    for task, (colour, label) in enumerate((("sky", "A"), ("orange", "B"))):
+        loss = np.array(plane.losses[task])
+        axis.contourf(
+            w1, w2, loss, levels=[0, loss.min() + plane.setup.tolerance], colors=[COLOURS[colour]], alpha=0.35
+        )
+        axis.contour(
+            w1, w2, loss, levels=loss.min() + plane.setup.tolerance * np.array([1, 4, 12]), colors=[COLOURS[colour]],
+            linewidths=[1.6, 0.8, 0.8], linestyles="-",
+        )  # fmt: skip
+        x, y = plane.modes[task]
+        axis.plot(x, y, "o", color=COLOURS["black"], markersize=6, zorder=5)
+        axis.annotate(f"optimum of {label}", (x, y), (0, 9), textcoords="offset points", fontsize=9, ha="center")
+    for name in show:
+        colour, dash, marker = LOOK[name]
+        path = np.array(plane.paths[name])
+        label = name if name in ("plain", "L2") else f"{name.replace('EWC, full', 'EWC, full matrix')}"
+        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=dash, linewidth=2.2, label=label)
+        axis.plot(*path[-1], marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=6)
+    axis.set(xlabel=r"parameter $w_1$", ylabel=r"parameter $w_2$", aspect="equal")
+    axis.grid(False)
+    figure.legend(loc="outside upper right", ncols=len(show))
+    return figure

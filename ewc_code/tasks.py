@@ -1,0 +1,118 @@
+"""Sequences of tasks: what changes from one task to the next is the inputs, the labels keep their ten places."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from ewc_code.data import Examples, Images, load
+from ewc_code.environment import generator
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: images seen through a transform, applied when a part is asked for, so that only one copy is in memory.
+
+    Args:
+        name: For tables and errors.
+        images: Train, validation and test part.
+        transform: (n, d) -> (n, d), or None for the images as they are.
+    """
+
+    name: str
+    images: Images
+    transform: Transform | None = None
+
+    @property
+    def train(self) -> Examples:
+        """Examples to fit on."""
+        return self._seen(self.images.train)
+
+    @property
+    def validation(self) -> Examples:
+        """Examples to choose settings on."""
+        return self._seen(self.images.validation)
+
+    @property
+    def test(self) -> Examples:
+        """Examples to report on, and for nothing else."""
+        return self._seen(self.images.test)
+
+    def _seen(self, part: Examples) -> Examples:
+        return part if self.transform is None else Examples(self.transform(part.x), part.y)
+
+
+def mnist_then_fashion(train_limit: int | None = None) -> tuple[Task, Task]:
+    """Digits, then clothes, in the same ten output places: the experiment of the tutorial that this book grew from.
+
+    Args:
+        train_limit: At most so many training examples a task (all by default).
+    """
+    first, second = (limited(load(name), train_limit) for name in ("MNIST", "FashionMNIST"))
+    return Task("MNIST", first), Task("Fashion-MNIST", second)
+
+
+def permuted(images: Images, count: int, seed: int = 0) -> tuple[Task, ...]:
+    """`count` tasks that differ by a fixed shuffle of the pixels; the first keeps them in place.
+
+    Equally hard for a fully connected network, and nothing learned of one task's pixels holds for the next
+    (Goodfellow et al. 2013; Kirkpatrick et al. 2017).
+
+    Args:
+        images: Usually `data.load("MNIST")`.
+        count: Number of tasks, at least 1.
+        seed: Of the permutations.
+    """
+    _at_least_one(count)
+    draw = generator(seed)
+    pixels = images.train.x.shape[1]
+    orders = [torch.randperm(pixels, generator=draw).to(images.train.x.device) for _ in range(count - 1)]
+    moved = [Task(f"permutation {i}", images, partial(_permute, order=order)) for i, order in enumerate(orders, 2)]
+    return Task("permutation 1", images), *moved
+
+
+def rotated(images: Images, degrees: tuple[float, ...]) -> tuple[Task, ...]:
+    """One task an angle: the images turned counter-clockwise about their centre, bilinear, black outside.
+
+    Args:
+        images: Square images, flattened.
+        degrees: An angle for each task.
+    """
+    _at_least_one(len(degrees))
+    return tuple(Task(f"{angle:g} degrees", images, partial(_rotate, degrees=angle)) for angle in degrees)
+
+
+def limited(images: Images, train_limit: int | None) -> Images:
+    """The same images with at most `train_limit` training examples (they are in random order already)."""
+    if train_limit is None:
+        return images
+    _at_least_one(train_limit)
+    return replace(images, train=images.train[:train_limit])
+
+
+def _at_least_one(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"the count must be at least 1; got {count}.")
+
+
+def _permute(x: Float[Tensor, "n d"], order: Int64[Tensor, " d"]) -> Float[Tensor, "n d"]:
+    return x[:, order]
+
+
+def _rotate(x: Float[Tensor, "n d"], degrees: float) -> Float[Tensor, "n d"]:
+    side = math.isqrt(x.shape[1])
+    if side * side != x.shape[1]:
+        raise ValueError(f"rotation needs square images, flattened; got {x.shape[1]} pixels.")
+    angle = math.radians(degrees)
+    # grid_sample asks where each output pixel comes from, with y pointing down: the inverse turn.
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
+    grid = F.affine_grid(turn[None], [1, 1, side, side], align_corners=False).to(x)  # (1, side, side, 2)
+    images = x.view(1, -1, side, side)  # every image is a channel: one grid for all
+    return F.grid_sample(images, grid, align_corners=False).view(len(x), -1)

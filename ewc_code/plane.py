@@ -39,7 +39,7 @@ class FigureOne:
     along: float = 1.0
     across: float = 0.1
     tolerance: float = 0.03
-    l2: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    l2: tuple[float, ...] = (0.01, 0.03, 0.05, 0.06, 0.08, 0.1, 0.3)
     seed: int = 0
     grid: int = 161
 

@@ -13,6 +13,8 @@ from myst_nb.core.render import load_mime_renders
 
 from book_model import CHECK_MIME, anchor
 
+SHARED_IDS = {"exercise-content", "solution-content", "proof", "proof-content"}
+
 
 def number(value) -> str:
     """A value as the ledger prints it."""
@@ -56,10 +58,10 @@ def fold_checks(app, doctree) -> None:
         if "tag_check" in cell["classes"] and not cell.get("hide_mode"):
             cell["hide_mode"] = "input"
             cell["prompt_show"], cell["prompt_hide"] = "Show the check", "Hide the check"
-    for n, section in enumerate(doctree.findall(nodes.section)):
-        # sphinx-exercise gives all its sections one of two ids, and a page may not use an id twice.
-        if section["ids"][:1] in (["exercise-content"], ["solution-content"]):
-            section["ids"] = [f"{section['ids'][0]}-{n}"]
+    for n, node in enumerate(doctree.findall(nodes.Element)):
+        # sphinx-exercise and sphinx-proof give all their blocks the same few ids, and a page may not use an id twice.
+        if SHARED_IDS.intersection(node.get("ids", ())):
+            node["ids"] = [f"{name}-{n}" if name in SHARED_IDS else name for name in node["ids"]]
 
 
 def setup(app):

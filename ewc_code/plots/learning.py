@@ -70,10 +70,15 @@ def _mark_phase(axis: Axes, task: int, bounds: Sequence[int]) -> None:
     axis.axvspan(bounds[task], bounds[task + 1], color=COLOURS["grey"], alpha=0.12, linewidth=0)
 
 
-def before_after(groups: Mapping[object, Sequence[Record]], xlabel: str, title: str = "on the first task") -> Figure:
-    """Accuracy on the first task right after it and after the second, against what the groups differ in."""
+def before_after(
+    groups: Mapping[int, Sequence[Record]] | Mapping[float, Sequence[Record]],
+    xlabel: str,
+    title: str = "on the first task",
+    log: bool = False,
+) -> Figure:
+    """Accuracy on the first task right after it and after the second, against the number that the groups differ in."""
     figure, axis = plt.subplots(figsize=(WIDTH, 2.9))
-    at = np.arange(len(groups))
+    at = np.array(list(groups), dtype=float)
     for row, label, colour, marker in (
         (0, "right after learning it", "blue", "D"),
         (1, "after the second task", "vermilion", "o"),
@@ -86,6 +91,10 @@ def before_after(groups: Mapping[object, Sequence[Record]], xlabel: str, title: 
     axis.set(
         xlabel=xlabel, ylabel="accuracy", ylim=(0, 1.02), xticks=at, xticklabels=[f"{g:g}" for g in groups], title=title
     )
+    if log:
+        axis.set_xscale("log")
+        axis.set_xticks(at, [f"{g:g}" for g in groups])
+        axis.minorticks_off()
     axis.legend(loc="best")
     return figure
 

@@ -57,8 +57,9 @@ def generator(seed: int, on: torch.device | str = "cpu") -> torch.Generator:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that the numbers depend on."""
-    names = ("ewc-code", "torch", "torchvision", "numpy", "matplotlib", "sympy", "scipy")
-    found = {"python": platform.python_version()}
+    names = ("ewc-code", "torchvision", "numpy", "matplotlib", "sympy", "scipy")
+    # torch's own word, because it names the build (+cpu, +cu130) where the package index's metadata may not.
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name in names:
         try:
             found[name] = metadata.version(name)

@@ -46,7 +46,7 @@ class Comparison:
     """
 
     sizes: tuple[int, ...] = (784, 200, 200, 10)
-    train_limit: int | None = 12_000
+    train_limit: int | None = 8_000
     settings: Settings = Settings()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     choosing: tuple[int, ...] = (100, 101)
@@ -79,7 +79,7 @@ PERMUTED = {
         settings=SMOKE, tasks=3, curve_points=4,
     ),
     "laptop": Comparison(
-        sizes=(784, 100, 100, 10), train_limit=10_000, choosing=(100,), tasks=3, curve_points=6,
+        sizes=(784, 100, 100, 10), train_limit=8_000, choosing=(100,), tasks=3, curve_points=6,
         ewc=(10.0, 100.0, 1000.0), l2=(0.003, 0.01, 0.03),
     ),
     "paper": Comparison(

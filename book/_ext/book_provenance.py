@@ -14,8 +14,8 @@ def announce(app) -> None:
     """A banner on every page when the numbers come from the sample."""
     if app.book.data_source == "sample":
         app.config.html_theme_options["announcement"] = (
-            "The full data was neither present nor reachable in this build. Every number on these pages comes from the "
-            "embedded sample: 500 training and 100 test images of each class."
+            "This build did without the full data sets (not there, not reachable, or not asked for). Every number "
+            "comes from the embedded sample: 500 training and 100 test images of each class."
         )
 
 

@@ -57,7 +57,7 @@ def l2(strength: float) -> Method:
     precision = precision + N I, where EWC adds N F; so both strengths have the same meaning, and I is worth what F is
     worth where a parameter's mean Fisher is 1.
 
-    Source: Kirkpatrick et al. 2017, Figure 2A, "L2". Chapter "EWC".
+    Source: Kirkpatrick et al. 2017, Figure 3A (2A in the preprint), "L2". Chapter "EWC".
     """
     return Method("L2", Diagonal.isotropic, _identity_precision, strength)
 
@@ -78,7 +78,7 @@ def ewc(strength: float, labels: fisher.Labels = "exact", full: bool = False, se
 
 
 def ewc_per_task(strength: float, labels: fisher.Labels = "exact", seed: int = 0) -> Method:
-    """EWC with a penalty a task, each with its own anchor, as in Kirkpatrick et al. 2017 for three and more tasks."""
+    """EWC with a penalty a task, each at its own anchor, as Kirkpatrick et al. 2017 propose for a third task."""
     return Method("EWC, a penalty per task", _no_penalties, partial(_another, labels=labels, seed=seed), strength)
 
 

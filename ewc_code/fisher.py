@@ -62,7 +62,7 @@ def diagonal(
         ValueError: unknown `labels`, no generator for 'sampled', labels or shapes that do not fit, a module in training
             mode that makes the model random or batch-dependent, a parameter that the output does not depend on.
 
-    Source: Kirkpatrick et al. 2017, after eq. 3; Kunstner et al. 2019, eqs. 2-3. Chapter "Fisher information".
+    Source: Kirkpatrick et al. 2017, before eq. 3; Kunstner et al. 2019, eqs. 2-3. Chapter "Fisher information".
     """
     _check(model, data, labels, generator, batch_size)
     if labels == "sampled":
@@ -107,7 +107,7 @@ def full(
     Raises:
         ValueError: as `diagonal`, and when the model has too many parameters.
 
-    Source: Martens 2020, sections 5 and 9.2. Chapter "Fisher information".
+    Source: Martens 2020, section 5. Chapter "Fisher information".
     """
     _check(model, data, labels, generator, batch_size)
     if labels == "sampled":

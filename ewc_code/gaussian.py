@@ -147,7 +147,7 @@ class Full:
 class Penalties:
     """Several Gaussians side by side, each with its own anchor: the energy is their sum.
 
-    What Kirkpatrick et al. 2017 used from the third task on; `merge` shows that it is again one Gaussian.
+    What Kirkpatrick et al. 2017 propose from the third task on; `merge` shows that it is again one Gaussian.
     """
 
     parts: tuple[Diagonal, ...]
@@ -162,8 +162,8 @@ def merge(beliefs: Sequence[Diagonal]) -> Diagonal:
 
         precision = sum_k precision_k,   mean = (sum_k precision_k mean_k) / precision
 
-    The energies' sum equals the merged energy up to a constant (Huszár 2018). Where all precisions are zero nothing is
-    known, and the last belief's mean is kept.
+    The energies' sum equals the merged energy up to a constant (Kirkpatrick et al. 2017, after eq. 3). Where all
+    precisions are zero nothing is known, and the last belief's mean is kept.
     """
     if not beliefs:
         raise ValueError("there must be at least one belief to merge; got none.")

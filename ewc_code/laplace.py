@@ -48,7 +48,7 @@ def laplace(
     Returns:
         A belief of the prior's kind.
 
-    Source: MacKay 1992, section 2; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
+    Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
     mode = snapshot(model)
     if isinstance(prior, Full):
@@ -68,7 +68,7 @@ def log_evidence(model: nn.Module, data: Examples, prior: Diagonal | Full) -> fl
         data: N examples.
         prior: A proper belief (positive precision).
 
-    Source: MacKay 1992, section 2; Daxberger et al. 2021, section 2. Chapter "Laplace".
+    Source: MacKay 1992; Daxberger et al. 2021. Chapter "Laplace".
     """
     posterior = laplace(model, data, prior)
     with torch.no_grad():

@@ -108,7 +108,7 @@ def effective_dimension(belief: Diagonal, information: dict[str, Tensor]) -> flo
         belief: Before the data; positive precision.
         information: N times the mean Fisher of the data.
 
-    Source: MacKay 1992, section 4.
+    Source: MacKay 1992 ("Bayesian interpolation"), eqs. 22-23.
     """
     return sum((h / (h + belief.precision[name])).sum().item() for name, h in information.items())
 

@@ -78,7 +78,7 @@ def permuted(images: Images, count: int, seed: int = 0) -> tuple[Task, ...]:
     return Task("permutation 1", images), *moved
 
 
-def rotated(images: Images, degrees: tuple[float | int, ...]) -> tuple[Task, ...]:
+def rotated(images: Images, degrees: tuple[float, ...]) -> tuple[Task, ...]:
     """One task an angle: the images turned counter-clockwise about their centre, bilinear, black outside.
 
     Args:
@@ -106,7 +106,7 @@ def _permute(x: Float[Tensor, "n d"], order: Int64[Tensor, " d"]) -> Float[Tenso
     return x[:, order]
 
 
-def _rotate(x: Float[Tensor, "n d"], degrees: float | int) -> Float[Tensor, "n d"]:
+def _rotate(x: Float[Tensor, "n d"], degrees: float) -> Float[Tensor, "n d"]:
     side = math.isqrt(x.shape[1])
     if side * side != x.shape[1]:
         raise ValueError(f"rotation needs square images, flattened; got {x.shape[1]} pixels.")

@@ -191,6 +191,28 @@ def browser():
         chromium.close()
 
 
+CUT = """() => {
+    document.querySelectorAll(".toggle-hidden").forEach(box => box.classList.remove("toggle-hidden"));
+    const formulas = [...document.querySelectorAll("div.math > .katex-display")];
+    return formulas.filter(f => f.scrollWidth > f.clientWidth + 1).map(f => {
+        const says = f.querySelector("annotation").textContent.trim();
+        return {says, by: f.scrollWidth - f.clientWidth, reached: f.tabIndex === 0};
+    });
+}"""
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_display_formulas_fit_on_a_screen_and_can_be_scrolled_on_a_phone(page, server, browser):
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.goto(server + page, wait_until="networkidle")
+    wide = tab.evaluate(CUT)
+    tab.set_viewport_size({"width": 390, "height": 900})
+    narrow = tab.evaluate(CUT)
+    tab.close()
+    assert not [(formula["says"], formula["by"]) for formula in wide], "break these into lines"
+    assert not [formula["says"] for formula in narrow if not formula["reached"]], "the keyboard does not reach these"
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("page", WRITTEN)
 def test_a_browser_has_no_complaint(page, width, server, browser):

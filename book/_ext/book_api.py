@@ -9,6 +9,7 @@ import re
 
 CODE = re.compile(r"(``.*?``|`[^`]*`)")
 MARKUP = re.compile(r"(?<!\\)([*|]|(?<=\w)_(?=\W|$))")
+LETTER = re.compile(r"^(\s*(?:\w+: )?)([A-Za-z]\.)(?=\s|$)")  # "x: R." describes, it does not count
 
 
 def indent(line: str) -> int:
@@ -18,6 +19,7 @@ def indent(line: str) -> int:
 
 def escape(line: str) -> str:
     """`line` with stars, bars and trailing underscores as characters; a bullet stays a bullet."""
+    line = LETTER.sub(r"\1\\\2", line)
     bullet = re.match(r"\s*\* ", line)
     start = bullet.end() if bullet else 0
     parts = CODE.split(line[start:])
@@ -25,19 +27,24 @@ def escape(line: str) -> str:
 
 
 def as_written(app, what, name, obj, options, lines: list[str]) -> None:
-    """Escape prose; make `text:`, a blank line and an indented block a literal block, which is left alone."""
+    """Escape prose; make an indented block after a blank line a literal block, which is left alone."""
+    written: list[str] = []
     literal = None
     for i, line in enumerate(lines):
         if literal is not None and line.strip() and indent(line) <= literal:
             literal = None
         if literal is not None or not line.strip():
+            written.append(line)
             continue
         rest = lines[i + 1 :]
         after = next((later for later in rest if later.strip()), "")
-        opens = line.endswith(":") and after != "" and not rest[0].strip() and indent(after) > indent(line)
-        lines[i] = escape(line) + (":" if opens and not line.endswith("::") else "")
+        opens = after != "" and not rest[0].strip() and indent(after) > indent(line)
+        colon = opens and line.endswith(":") and not line.endswith("::")
+        written.append(escape(line) + (":" if colon else ""))
         if opens:
             literal = indent(line)
+            written += [] if line.endswith(":") else ["", " " * indent(line) + "::"]
+    lines[:] = written
 
 
 def setup(app):

@@ -1,4 +1,4 @@
-"""No picture without words: every image must say in its alternative text what is seen."""
+"""No picture without words: every image must say in its alternative text what is seen. And none too small to read."""
 
 from __future__ import annotations
 
@@ -33,8 +33,18 @@ def require_alt(app, doctree, docname) -> None:
                 logger.warning(MISSING, least, "HTML output", location=place(raw), type="book", subtype="alt")
 
 
+def frame(app, doctree, docname) -> None:
+    """Put each picture of a figure into a box of its own, which scrolls on a phone and which the keyboard reaches."""
+    for image in list(doctree.findall(nodes.image)):
+        if isinstance(image.parent, nodes.figure):
+            opens = '<div class="ewc-picture" tabindex="0" role="group" aria-label="Picture">'
+            box = [nodes.raw("", opens, format="html"), image, nodes.raw("", "</div>", format="html")]
+            image.parent.replace(image, box)
+
+
 def setup(app):
     """Look at the pages as they are written, when glued figures are in their place."""
     app.add_config_value("book_alt_least", 15, "env")
     app.connect("doctree-resolved", require_alt)
+    app.connect("doctree-resolved", frame)
     return {"parallel_read_safe": False}

@@ -21,6 +21,9 @@ from sphinx.util.math import get_node_equation_number
 from sphinxcontrib import katex
 
 logger = logging.getLogger(__name__)
+OPENING, CLOSING = re.compile(r"[(\[“‘]+$"), re.compile(r"[-.,;:!?)\]’”]+")
+SHORT = 40  # characters of LaTeX up to which a formula in a sentence fits on a line of a phone
+NARROW = 18  # characters up to which a display formula does
 
 
 class Renderer:
@@ -90,17 +93,44 @@ def render(writer, node, display: bool) -> str:
     return f'<code class="katex-error">{writer.encode(latex)}</code>'
 
 
+def keep_together(app, doctree, docname) -> None:
+    """A short formula and the punctuation around it stay on one line: browsers break between the two."""
+    for node in list(doctree.findall(nodes.math)):
+        if len(node.astext()) > SHORT:
+            continue
+        at = node.parent.index(node)
+        before, after = (node.parent[i] if 0 <= i < len(node.parent) else None for i in (at - 1, at + 1))
+        if isinstance(after, nodes.Text) and (found := CLOSING.match(after)):
+            node["after"] = found[0]
+            node.parent[at + 1] = nodes.Text(after[found.end() :])
+        if isinstance(before, nodes.Text) and (found := OPENING.search(before)):
+            node["before"] = found[0]
+            node.parent[at - 1] = nodes.Text(before[: found.start()])
+
+
 def visit_inline(self, node) -> None:
-    """A formula in a sentence."""
+    """A formula in a sentence, with the punctuation that must stay beside it."""
+    before, after = node.get("before", ""), node.get("after", "")
+    self.body.append(f'<span class="ewc-together">{self.encode(before)}' if before or after else "")
     self.body.append(self.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
     self.body.append(render(self, node, display=False) + "</span>")
+    self.body.append(f"{self.encode(after)}</span>" if before or after else "")
     raise nodes.SkipNode
+
+
+def may_scroll(latex: str) -> bool:
+    """Whether a formula can be too wide for a phone: a command counts as one character, and so does any other."""
+    rows = re.split(r"\\\\", re.sub(r"\\(begin|end)\{\w+\*?\}|\\text|[{}&^_\s]", "", latex))
+    return max(len(re.sub(r"\\[A-Za-z]+", "x", row)) for row in rows) > NARROW
 
 
 def visit_display(self, node) -> None:
     """A formula on its own, with its number."""
     self.body.append(self.starttag(node, "div", CLASS="math notranslate nohighlight"))
-    self.body.append(render(self, node, display=True))
+    html = render(self, node, display=True)
+    if may_scroll(node.astext()):  # what scrolls must be within reach of the keyboard
+        html = html.replace("<span ", '<span tabindex="0" role="group" aria-label="Formula" ', 1)
+    self.body.append(html)
     if node["number"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")
@@ -115,5 +145,6 @@ def setup(app):
     app.add_config_value("book_katex_css", "book/_static/katex/katex.min.css", "html")
     app.add_html_math_renderer("book", inline_renderers=(visit_inline, None), block_renderers=(visit_display, None))
     app.connect("builder-inited", start)
+    app.connect("doctree-resolved", keep_together)
     app.connect("build-finished", stop)
     return {"parallel_read_safe": True}

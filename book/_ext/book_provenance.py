@@ -7,7 +7,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book_ledger import table
 
-DATA = {"full": "the full data sets", "sample": "the embedded sample"}
+DATA = {"full": "images of the full data sets", "sample": "images of the embedded sample"}
 
 
 def announce(app) -> None:
@@ -26,7 +26,7 @@ def note(app, doctree) -> None:
     if chapter is None or not chapter.numbered or title is None:
         return
     book = app.book
-    text = f"Computed at {book.scale} scale on {DATA[book.data_source]}, device {book.device}"
+    text = f"Computed at {book.scale} scale from {DATA[book.data_source]}, device {book.device}"
     if chapter.seconds is not None:
         text += f", in {chapter.seconds:.0f} s" if chapter.seconds >= 1 else ", in under a second"
     title.parent.insert(title.parent.index(title) + 1, nodes.paragraph(text=text + ".", classes=["provenance"]))
@@ -40,7 +40,7 @@ class BuildInfo(SphinxDirective):
         book = self.env.app.book
         rows = [
             ["scale", book.scale],
-            ["data", DATA[book.data_source]],
+            ["data", DATA[book.data_source].removeprefix("images of ")],
             ["device", book.device],
             ["hardware", book.hardware],
             ["threads of torch", str(book.threads)],

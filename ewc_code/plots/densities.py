@@ -127,7 +127,7 @@ def _seeds(axis: plt.Axes, x: Sequence[float], values: np.ndarray, colour: str, 
 
 
 def turned(
-    images: np.ndarray, shown: Sequence[float], angles: Sequence[float], curves: Mapping[str, np.ndarray]
+    images: np.ndarray, shown: Sequence[float], angles: Sequence[float], curves: Mapping[str, np.ndarray], ylabel: str
 ) -> Figure:
     """A digit at several angles, and below what the network makes of it.
 
@@ -136,6 +136,7 @@ def turned(
         shown: Angles of the images, degrees.
         angles: Of the curves, degrees, (k,).
         curves: By name, shares between 0 and 1, (seeds, k).
+        ylabel: What the curves are.
     """
     figure = plt.figure(figsize=(WIDTH, 4.0))
     grid = figure.add_gridspec(2, len(shown), height_ratios=(1, 3))
@@ -151,6 +152,6 @@ def turned(
             angles, values.mean(0), color=COLOURS[colour], linestyle=dash, marker=marker, markersize=4, label=name
         )
         axis.fill_between(angles, values.min(0), values.max(0), color=COLOURS[colour], alpha=0.15, linewidth=0)
-    axis.set(xlabel="angle, degrees", ylim=(0, 1.02), xticks=angles[::2])
+    axis.set(xlabel="angle, degrees", ylabel=ylabel, ylim=(0, 1.02), xticks=angles[::2])
     axis.legend(loc="upper center", ncols=len(curves), bbox_to_anchor=(0.5, 1.2))
     return figure

@@ -22,7 +22,7 @@ def step_halving(steps: Sequence[float], deviations: Tensor, remainders: Tensor)
         middle = values[:, -1].log().mean().exp().item()
         axes.annotate(text, (steps[-1], middle), xytext=(-8, 0), textcoords="offset points", ha="right", va="center",
                       color=COLOURS[colour])  # fmt: skip
-    axes.set_xlim(left=steps[-1] / 2.6)
+    axes.set_xlim(left=steps[-1] / 3.6)
     axes.set_xticks(steps, [f"{s:g}" for s in steps])
     axes.xaxis.set_minor_locator(NullLocator())
     return figure

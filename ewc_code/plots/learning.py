@@ -151,11 +151,18 @@ def figure_one(plane: Plane, show: Sequence[str] = ("plain", "L2", "EWC", "EWC, 
         x, y = plane.modes[task]
         axis.plot(x, y, "o", color=COLOURS["black"], markersize=6, zorder=5)
         axis.annotate(f"optimum of {label}", (x, y), (0, 9), textcoords="offset points", fontsize=9, ha="center")
-    for name in show:
+    high = len(w2) * 15 // 16  # A's valley goes up, and B's optimum lies far inside of its own
+    for at, text in (((w1[int(np.argmin(plane.losses[0][high]))], w2[high]), "A"), (plane.modes[1], "B")):
+        axis.annotate(f"low loss of {text}", (at[0], at[1]), (12, -18), textcoords="offset points", fontweight="bold",
+                      ha="center", alpha=0.75)  # fmt: skip
+    for name, width in zip(LOOK, (2.2, 5.5, 2.8, 1.4), strict=False):  # they share their beginning: widest below
+        if name not in show:
+            continue
         colour, dash, marker = LOOK[name]
         path = np.array(plane.paths[name])
         label = name if name in ("plain", "L2") else f"{name.replace('EWC, full', 'EWC, full matrix')}"
-        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=dash, linewidth=2.2, label=label)
+        style = (0, (1.2, 0.4)) if name == "L2" else dash
+        axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, linewidth=width, label=label)
         axis.plot(*path[-1], marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=6)
     axis.set(xlabel=r"parameter $w_1$", ylabel=r"parameter $w_2$", aspect="equal")
     axis.grid(False)

@@ -9,7 +9,7 @@ CHECKED := ewc_code tests book/_ext $(wildcard tools benchmarks)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help html chapter test test-signs test-site readme serve format clean
+.PHONY: help html chapter test test-signs test-site peers bench readme serve format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,12 @@ test-signs: $(STAMP)  ## a wrong sign planted in every identity of the book, min
 
 test-site: $(STAMP)  ## tests of the built site: links, offline, browser
 	$(BIN)/pytest tests -m site
+
+peers: $(STAMP)  ## the packages that tests and benchmarks compare with; not needed for anything else
+	$(BIN)/pip install --disable-pip-version-check -c requirements.txt -r benchmarks/requirements.txt
+
+bench: peers  ## speed, error and memory against those packages, into benchmarks/results
+	$(BIN)/pytest benchmarks -o python_files='bench_*.py'
 
 readme: $(STAMP)  ## the README's results table and picture, from the last build
 	$(BIN)/python tools/make_readme.py

@@ -25,38 +25,26 @@ class CheckFailed(AssertionError):
 def identity(name: str, left: Any, right: Any) -> None:
     """Prove left = right: the difference is simplified to zero by sympy, under the symbols' own assumptions.
 
-    Args:
-        name: What the equation says, in words; unique within the chapter.
-        left: Expression or matrix.
-        right: The same kind and shape.
-
-    Raises:
-        CheckFailed: the two differ (a point where they do is given), simplification cannot decide, or both sides are
-            zero before anything was done, so that nothing would be checked.
-        TypeError: a side is neither.
+    Both are expressions or matrices (else a TypeError), of one shape; `name` says what the equation does, in words, and
+    is unique within the chapter. CheckFailed is raised when the two differ (a point where they do is given), when
+    simplification cannot decide, or when both are zero before anything was done, so that nothing would be checked.
     """
     left, right = sp.sympify(left), sp.sympify(right)
     pairs = _elements(name, left, right)
     if all(a == 0 and b == 0 for a, b in pairs):
         raise CheckFailed(f"identity '{name}': both sides are zero as written; nothing would be checked.")
     for a, b in pairs:
-        if not _is_zero(a, b):
-            raise CheckFailed(_why(name, a, b))
+        _prove(name, a, b)
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     _show("identity", name, {"assumptions": ", ".join(map(_assumed, symbols)) or "none"})
 
 
 def claim(name: str, condition: Any, values: dict[str, Any]) -> None:
-    """Assert a statement about results, and record the numbers that it rests on.
+    """Assert a statement about results, and record the numbers that it rests on: numbers, texts, or lists of them.
 
-    Args:
-        name: The statement, in words or as `figure.statement`; unique within the chapter.
-        condition: True or False, computed from results.
-        values: The numbers behind it (numbers, texts, lists of them), at least one.
-
-    Raises:
-        CheckFailed: the condition is false, or a value is not a number any more.
-        TypeError: the condition is not a single truth value, or there are no values.
+    The name is the statement, in words or as `figure.statement`, unique within the chapter. CheckFailed is raised when
+    the condition is false or a value is not a number any more, TypeError when it is not a single truth value or there
+    are no values.
     """
     if isinstance(condition, Tensor) and condition.numel() == 1:
         condition = condition.item()
@@ -92,32 +80,25 @@ def _elements(name: str, left: Any, right: Any) -> list[tuple[sp.Expr, sp.Expr]]
     return [(left, right)]
 
 
-def _is_zero(left: sp.Expr, right: sp.Expr) -> bool:
+def _prove(name: str, left: sp.Expr, right: sp.Expr) -> None:
     difference = (left - right).doit()
     if sp.expand(difference) == 0:
-        return True
+        return
     # A look at numbers first: where the sides differ, simplifying would only take long to say so.
-    if _counterexample(left, right) is not None:
-        return False
+    if (point := _counterexample(left, right)) is not None:
+        at, a, b = point
+        raise CheckFailed(f"identity '{name}' is false: at {at} the left side is {a} and the right side {b}.")
     attempts = (
         sp.simplify,
         sp.factor,
         lambda d: sp.simplify(sp.expand_log(sp.expand(d), force=False)),
         lambda d: sp.simplify(sp.piecewise_fold(d.rewrite(sp.Piecewise))),  # Max, Abs
     )
-    return any(attempt(difference) == 0 for attempt in attempts)
-
-
-def _why(name: str, left: sp.Expr, right: sp.Expr) -> str:
-    point = _counterexample(left, right)
-    if point is None:
-        return (
-            f"identity '{name}': undecided. Simplification left {sp.simplify((left - right).doit())}, which was "
-            f"neither proved zero nor seen to differ at {POINTS} random points. State more assumptions, or split the "
-            f"step."
+    if not any(attempt(difference) == 0 for attempt in attempts):
+        raise CheckFailed(
+            f"identity '{name}': undecided. Simplification left {sp.simplify(difference)}, which was neither proved "
+            f"zero nor seen to differ at {POINTS} random points. State more assumptions, or split the step."
         )
-    at, a, b = point
-    return f"identity '{name}' is false: at {at} the left side is {a} and the right side {b}."
 
 
 def _counterexample(left: sp.Expr, right: sp.Expr) -> tuple[dict[str, str], str, str] | None:
@@ -130,9 +111,7 @@ def _counterexample(left: sp.Expr, right: sp.Expr) -> tuple[dict[str, str], str,
             a, b = (complex(side.doit().subs(at).doit().evalf(30)) for side in (left, right))
         except (TypeError, ValueError, OverflowError):
             continue
-        if not (math.isfinite(abs(a)) and math.isfinite(abs(b))):
-            continue
-        if abs(a - b) > 1e-9 * max(1.0, abs(a), abs(b)):
+        if math.inf > abs(a - b) > 1e-9 * max(1.0, abs(a), abs(b)):
             return {str(s): str(v) for s, v in at.items()}, f"{a:.6g}", f"{b:.6g}"
     return None
 
@@ -162,14 +141,12 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(name, part) for part in value]
     if isinstance(value, bool | str | int):
         return value
-    if isinstance(value, sp.Basic):
-        if value.has(sp.nan, sp.oo, -sp.oo, sp.zoo):
-            raise CheckFailed(f"claim '{name}': its values must be finite numbers; got {value}.")
+    if isinstance(value, sp.Basic) and not value.has(sp.nan, sp.oo, -sp.oo, sp.zoo):
         return str(value)
-    if isinstance(value, Real):
-        if not math.isfinite(value):
-            raise CheckFailed(f"claim '{name}': its values must be finite numbers; got {value}.")
+    if isinstance(value, Real) and math.isfinite(value):
         return float(value)
+    if isinstance(value, sp.Basic | Real):
+        raise CheckFailed(f"claim '{name}': its values must be finite numbers; got {value}.")
     raise TypeError(f"claim '{name}': values must be numbers, texts or lists of them; got {type(value).__name__}.")
 
 
@@ -180,17 +157,15 @@ def _short(value: Any) -> str:
 
 
 def _show(kind: str, name: str, values: dict[str, Any]) -> None:
-    shown = "; ".join(
-        f"{key} = {_short(value)}" if kind == "claim" else f"{key}: {value}" for key, value in values.items()
-    )
+    link = " = " if kind == "claim" else ": "
+    shown = "; ".join(f"{key}{link}{_short(value)}" for key, value in values.items())
     text = f"✓ {kind}: {name} ({shown})"
     try:
         from IPython import get_ipython
         from IPython.display import display
     except ImportError:
-        print(text)
-        return
-    if get_ipython() is None:
+        get_ipython = None
+    if get_ipython is None or get_ipython() is None:
         print(text)
         return
     page = (

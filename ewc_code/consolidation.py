@@ -27,19 +27,12 @@ Consolidate = Callable[[nn.Module, Examples, Belief], Belief]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to keep what was learned.
+    """One way to keep what was learned."""
 
-    Args:
-        name: For tables.
-        prior: Belief before the first task, from the initial parameters.
-        consolidate: (model at the task's mode, its training data, belief before) -> belief after.
-        strength: lambda, at least 0; Bayes says 1.
-    """
-
-    name: str
-    prior: Callable[[Params], Belief]
-    consolidate: Consolidate
-    strength: float = 1.0
+    name: str  #: For tables.
+    prior: Callable[[Params], Belief]  #: Belief before the first task, from the initial parameters.
+    consolidate: Consolidate  #: (model at the task's mode, its training data, belief before) -> belief after.
+    strength: float = 1.0  #: lambda, at least 0; Bayes says 1.
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < math.inf:
@@ -48,7 +41,7 @@ class Method:
 
 def none() -> Method:
     """Plain training: the belief stays flat, nothing is kept."""
-    return Method("plain", Diagonal.isotropic, _keep_nothing, 0.0)
+    return Method("plain", Diagonal.isotropic, lambda model, data, prior: prior, 0.0)
 
 
 def l2(strength: float) -> Method:
@@ -56,7 +49,6 @@ def l2(strength: float) -> Method:
 
     precision = precision + N I, where EWC adds N F; so both strengths have the same meaning, and I is worth what F is
     worth where a parameter's mean Fisher is 1.
-
     Source: Kirkpatrick et al. 2017, Figure 3A (2A in the preprint), "L2". Chapter "EWC".
     """
     return Method("L2", Diagonal.isotropic, _identity_precision, strength)
@@ -65,12 +57,8 @@ def l2(strength: float) -> Method:
 def ewc(strength: float, labels: fisher.Labels = "exact", full: bool = False, seed: int = 0) -> Method:
     r"""EWC with one merged penalty: precision = precision + N F at the newest mode (Huszár 2018).
 
-    Args:
-        strength: lambda.
-        labels: Which Fisher, as in `fisher.diagonal`.
-        full: The whole matrix instead of its diagonal, for models small enough.
-        seed: Of the draws of `labels="sampled"`.
-
+    `labels` says which Fisher, as in `fisher.diagonal`; `seed` is of the draws of `labels="sampled"`; `full` keeps the
+    whole matrix instead of its diagonal, for models small enough.
     Source: Kirkpatrick et al. 2017, eq. 3; Huszár 2018. Chapter "EWC".
     """
     prior = Full.isotropic if full else Diagonal.isotropic
@@ -79,11 +67,8 @@ def ewc(strength: float, labels: fisher.Labels = "exact", full: bool = False, se
 
 def ewc_per_task(strength: float, labels: fisher.Labels = "exact", seed: int = 0) -> Method:
     """EWC with a penalty a task, each at its own anchor, as Kirkpatrick et al. 2017 propose for a third task."""
-    return Method("EWC, a penalty per task", _no_penalties, partial(_another, labels=labels, seed=seed), strength)
-
-
-def _keep_nothing(_model: nn.Module, _data: Examples, prior: Belief) -> Belief:
-    return prior
+    another = partial(_another, labels=labels, seed=seed)
+    return Method("EWC, a penalty per task", lambda theta: Penalties((Diagonal.isotropic(theta),)), another, strength)
 
 
 def _identity_precision(model: nn.Module, data: Examples, prior: Belief) -> Belief:
@@ -95,10 +80,6 @@ def _identity_precision(model: nn.Module, data: Examples, prior: Belief) -> Beli
 def _laplace(model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int) -> Belief:
     assert isinstance(prior, Diagonal | Full)
     return laplace(model, data, prior, labels, generator(seed))
-
-
-def _no_penalties(theta: Params) -> Belief:
-    return Penalties((Diagonal.isotropic(theta),))
 
 
 def _another(model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int) -> Belief:

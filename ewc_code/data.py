@@ -5,7 +5,6 @@ import hashlib
 import io
 import lzma
 import os
-import shutil
 import socket
 import tempfile
 import warnings
@@ -18,7 +17,7 @@ from types import ModuleType
 import numpy as np
 import platformdirs
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ewc_code.environment import device, generator
@@ -40,35 +39,35 @@ CHECKSUMS = {
 }
 LABELS = {
     "MNIST": tuple("0123456789"),
-    "FashionMNIST": (
-        "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-    ),
+    "FashionMNIST": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+                     "ankle boot"),
 }  # fmt: skip
 SAMPLE = Path(__file__).parent / "sample"
 VALIDATION_SHARE = 6  # one training image in six is held out to choose settings, the rest is trained on
 TIMEOUT_S = 20.0
+_SCHEMAS: list[torch.library.Library] = []  # schemas that `torchvision_datasets` declares live as long as this does
 # What a folder or a disk answers; any other OSError while downloading is the network's.
-DISK_ERRORS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
-)  # fmt: skip
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT,
+               errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and their labels: N examples of one task, on one device.
+    """N examples of one task, on one device: inputs x, (N, ...), where pixels lie in 0..1, and their labels y.
 
-    Args:
-        x: Inputs, (N, ...); pixels lie in 0..1.
-        y: Labels, (N,), 0..classes-1.
+    Labels are (N,), 0..classes-1; the targets of a regression are (N, k), floating point.
     """
 
     x: Tensor
-    y: Int64[Tensor, " n"]
+    y: Int64[Tensor, " n"] | Float[Tensor, "n k"]
 
     def __post_init__(self) -> None:
-        if self.y.dtype != torch.int64 or self.y.ndim != 1:
-            raise ValueError(f"labels must be int64 of shape (n,); got {self.y.dtype}, {tuple(self.y.shape)}.")
+        targets = self.y.is_floating_point() and self.y.ndim == 2
+        if not targets and (self.y.dtype != torch.int64 or self.y.ndim != 1):
+            raise ValueError(
+                "labels must be int64 of shape (n,), or targets floating point of shape (n, k); "
+                f"got {self.y.dtype}, {tuple(self.y.shape)}."
+            )
         if len(self.x) != len(self.y):
             raise ValueError(f"there must be one label per input; got {len(self.x)} inputs, {len(self.y)} labels.")
         if len(self.y) == 0:
@@ -125,20 +124,11 @@ def root() -> Path:
 
 
 def load(name: str, on: torch.device | None = None) -> Images:
-    """One data set as tensors: pixels in 0..1, flattened to 784, on the device.
+    """'MNIST' or 'FashionMNIST' as tensors: pixels in 0..1, flattened to 784, on a device (`environment.device`).
 
     The validation part is a sixth of the training images, drawn once with a fixed seed; it is never trained on.
-
-    Args:
-        name: 'MNIST' or 'FashionMNIST'.
-        on: Device; the book's own (`environment.device`) by default.
-
-    Returns:
-        Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000.
-
-    Raises:
-        ValueError: another name, or a file whose content is not what was published.
-        OSError: the data could not be written (full disk, read-only folder).
+    Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000. Another name, or a file whose content is
+    not what was published, is a ValueError; a full disk or a read-only folder an OSError.
     """
     if name not in CHECKSUMS:
         raise ValueError(f"data set must be one of {list(CHECKSUMS)}; got {name!r}.")
@@ -146,21 +136,15 @@ def load(name: str, on: torch.device | None = None) -> Images:
     x, y, x_test, y_test = (torch.from_numpy(a).to(on or device()) for a in arrays)
     order = torch.randperm(len(y), generator=generator(0)).to(y.device)
     held_out = len(y) // VALIDATION_SHARE
-    return Images(
-        name,
-        train=Examples(_pixels(x[order[held_out:]]), y[order[held_out:]].long()),
-        validation=Examples(_pixels(x[order[:held_out]]), y[order[:held_out]].long()),
-        test=Examples(_pixels(x_test), y_test.long()),
-    )
+    train, validation = (_examples(x[part], y[part]) for part in (order[held_out:], order[:held_out]))
+    return Images(name, train, validation, test=_examples(x_test, y_test))
 
 
 def read_sample(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The embedded sample, as bytes: images (5000, 28, 28), labels (5000,), then 1,000 of each for testing.
 
     The first 500 training and 100 test images of each class, in the order of the full set (`tools/make_sample.py`).
-
-    Raises:
-        ValueError: the packed file is truncated or altered (xz carries a checksum of its content).
+    A packed file that is truncated or altered is a ValueError (xz carries a checksum of its content).
     """
     path = SAMPLE / f"{name}.npz.xz"
     try:
@@ -169,12 +153,12 @@ def read_sample(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     except (lzma.LZMAError, EOFError, FileNotFoundError) as error:
         raise ValueError(
             f"{path} must be the sample that the package ships; got: {error}. It is missing, truncated or altered: "
-            f"install ewc-code again."
+            "install ewc-code again."
         ) from error
 
 
-def _pixels(images: Tensor) -> Float32[Tensor, "n d"]:
-    return images.reshape(len(images), -1).float() / 255
+def _examples(images: Tensor, labels: Tensor) -> Examples:
+    return Examples(images.reshape(len(images), -1).float() / 255, labels.long())
 
 
 def _read_full(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -194,12 +178,11 @@ def _verify(folder: Path, name: str) -> None:
     if legacy.is_file():
         raise ValueError(
             f"{legacy.parent} must not be there: torchvision would read it instead of the verified files in raw. "
-            f"It was left by an old torchvision: delete it and run again."
+            "It was left by an old torchvision: delete it and run again."
         )
     for file, expected in CHECKSUMS[name].items():
         path = folder / name / "raw" / file
-        with path.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != expected:
             raise ValueError(
                 f"{path} must have the published content, SHA-256 {expected}; got {found} "
@@ -210,35 +193,29 @@ def _verify(folder: Path, name: str) -> None:
 def _download(folder: Path, name: str) -> None:
     """Fetch, verify in a folder of its own, then move file by file: what lies in `folder` is always whole.
 
-    Raises:
-        ConnectionError: no server could be reached, or what came was not the published data.
-        OSError: the disk is full or the folder cannot be written.
+    ConnectionError: no server was reached, or it sent other data; OSError: the disk is full or the folder read-only.
     """
-    partial: Path | None = None
     timeout = socket.getdefaulttimeout()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
         socket.setdefaulttimeout(TIMEOUT_S)
-        getattr(torchvision_datasets(), name)(partial, train=True, download=True)
-        _verify(partial, name)
-        (folder / name / "raw").mkdir(parents=True, exist_ok=True)
-        for file in CHECKSUMS[name]:
-            os.replace(partial / name / "raw" / file, folder / name / "raw" / file)
-    except OSError as error:
-        if error.errno in DISK_ERRORS:
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder, ignore_cleanup_errors=True) as temporary:
+            partial = Path(temporary)
+            getattr(torchvision_datasets(), name)(partial, train=True, download=True)
+            _verify(partial, name)
+            (folder / name / "raw").mkdir(parents=True, exist_ok=True)
+            for file in CHECKSUMS[name]:
+                os.replace(partial / name / "raw" / file, folder / name / "raw" / file)
+    except (OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise OSError(
                 error.errno,
                 f"{folder} must be writable with 200 MB free to hold {name}; got: {error.strerror}. "
-                f"Free some space, or set EWC_DATA to another folder, or to 'sample' for the embedded sample",
+                "Free some space, or set EWC_DATA to another folder, or to 'sample' for the embedded sample",
             ) from error
-        raise ConnectionError(str(error)) from error
-    except (RuntimeError, ValueError, EOFError, HTTPException) as error:
         raise ConnectionError(str(error)) from error
     finally:
         socket.setdefaulttimeout(timeout)
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 @lru_cache(maxsize=1)
@@ -254,13 +231,8 @@ def torchvision_datasets() -> ModuleType:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        global _schemas
-        _schemas = torch.library.Library("torchvision", "FRAGMENT")
+        _SCHEMAS.append(torch.library.Library("torchvision", "FRAGMENT"))
         for name in ("nms", "qnms"):
-            _schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _SCHEMAS[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         from torchvision import datasets
     return datasets
-
-
-# The declared schemas live as long as this reference does.
-_schemas: torch.library.Library | None = None

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ewc_code import consolidation, fisher
+from ewc_code import consolidation, fisher, variants
 from ewc_code.consolidation import Method
 from ewc_code.data import Examples, load
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal
-from ewc_code.models import mlp, relu_logits_mlp, restore, snapshot
+from ewc_code.models import Params, mlp, relu_logits_mlp, restore, snapshot
 from ewc_code.tasks import Task, limited, mnist_then_fashion, rotated
 from ewc_code.training import Record, Settings, accuracy, fit, learn
 
@@ -72,6 +72,8 @@ MNIST_THEN_FASHION = {
         sizes=(784, 400, 400, 400, 10), train_limit=None, seeds=tuple(range(10)), settings=Settings(epochs=10)
     ),
 }  # fmt: skip
+
+LONG = Comparison(train_limit=None, settings=Settings(epochs=5), seeds=tuple(range(10)), curve_points=0)
 
 PERMUTED = {
     "smoke": Comparison(
@@ -224,68 +226,44 @@ def joint(setup: Comparison, tasks: Sequence[Task], network: Network = mlp) -> l
 
 @dataclass(frozen=True)
 class Capacity:
-    """Does a larger network forget less? Plain training on MNIST then Fashion-MNIST.
-
-    Args:
-        widths: Units in each of two hidden layers.
-        train_limit: Training examples a task.
-        settings: Of the training on each task.
-        seeds: Of weights and order.
-    """
+    """Does a larger network forget less? Plain training, digits then clothes, two hidden layers of each width."""
 
     widths: tuple[int, ...] = (16, 64, 256)
-    train_limit: int | None = 6_000
-    settings: Settings = Settings()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    training: Comparison = Comparison(train_limit=6_000, seeds=(0, 1, 2), curve_points=0)
 
 
 CAPACITY = {
-    "smoke": Capacity(widths=(16, 64), train_limit=2000, settings=SMOKE, seeds=(0, 1, 2)),
+    "smoke": Capacity((16, 64), Comparison(train_limit=2000, settings=SMOKE, seeds=(0, 1, 2), curve_points=0)),
     "laptop": Capacity(),
-    "paper": Capacity((16, 64, 256, 1024, 2048), train_limit=None, settings=Settings(epochs=5), seeds=tuple(range(10))),
+    "paper": Capacity((16, 64, 256, 1024, 2048), LONG),
 }
 
 
 def capacity(setup: Capacity) -> dict[int, list[Record]]:
     """Records by width, one a seed."""
-    pair = mnist_then_fashion(setup.train_limit)
-    return {
-        width: plain(Comparison((784, width, width, 10), None, setup.settings, setup.seeds, curve_points=0), pair)
-        for width in setup.widths
-    }
+    pair = mnist_then_fashion(setup.training.train_limit)
+    return {width: plain(replace(setup.training, sizes=(784, width, width, 10)), pair) for width in setup.widths}
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Does it matter how far the second task is from the first? MNIST, then MNIST turned by an angle, unprotected.
-
-    Args:
-        degrees: Angles of the second task.
-        sizes: Of the network.
-        train_limit: Training examples a task.
-        settings: Of the training on each task.
-        seeds: Of weights and order.
-    """
+    """Does it matter how far the second task is from the first? MNIST, then MNIST turned by each angle, unprotected."""
 
     degrees: tuple[float, ...] = (15.0, 45.0, 90.0, 180.0)
-    sizes: tuple[int, ...] = (784, 100, 10)
-    train_limit: int | None = 6_000
-    settings: Settings = Settings()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    training: Comparison = Comparison((784, 100, 10), 6_000, seeds=(0, 1, 2), curve_points=0)
 
 
 SIMILARITY = {
-    "smoke": Similarity(degrees=(15.0, 180.0), sizes=(784, 32, 10), train_limit=1000, settings=SMOKE, seeds=(0, 1, 2)),
+    "smoke": Similarity((15.0, 180.0), Comparison((784, 32, 10), 1000, SMOKE, (0, 1, 2), curve_points=0)),
     "laptop": Similarity(),
-    "paper": Similarity(sizes=(784, 400, 10), train_limit=None, settings=Settings(epochs=5), seeds=tuple(range(10))),
+    "paper": Similarity(training=replace(LONG, sizes=(784, 400, 10))),
 }
 
 
 def similarity(setup: Similarity) -> dict[float, list[Record]]:
     """Records by angle, one a seed."""
-    images = limited(load("MNIST"), setup.train_limit)
-    common = Comparison(setup.sizes, None, setup.settings, setup.seeds, curve_points=0)
-    return {angle: plain(common, rotated(images, (0.0, angle))) for angle in setup.degrees}
+    images = limited(load("MNIST"), setup.training.train_limit)
+    return {angle: plain(setup.training, rotated(images, (0.0, angle))) for angle in setup.degrees}
 
 
 @dataclass(frozen=True)
@@ -309,33 +287,116 @@ def repairs(setup: Repairs) -> dict[str, list[Record]]:
     The last repair, a strength from validation data, is what `compare` does.
     """
     pair = mnist_then_fashion(setup.comparison.train_limit)
-    strength, flat = 2 * setup.importance, Diagonal.isotropic
-    argmax = partial(_argmax_laplace, images=setup.images)
-    few = partial(_few_laplace, images=setup.images)
-    flawed = [Method("as in the tutorial", flat, argmax, strength)]
+    strength, images = 2 * setup.importance, setup.images
+    # The tutorial goes image by image, which gives the same mean.
+    argmax = lambda model, part: variants.argmax(model, part[:images])  # noqa: E731
+    flawed = [_with_estimate("as in the tutorial", argmax, strength)]
     mended = [
-        Method("no ReLU on the logits", flat, argmax, strength),
-        Method("Fisher over all classes", flat, few, strength),
+        _with_estimate("no ReLU on the logits", argmax, strength),
+        _with_estimate("Fisher over all classes", lambda model, part: fisher.diagonal(model, part[:images]), strength),
         replace(consolidation.ewc(strength), name="Fisher over all images"),
     ]
-    return report(setup.comparison, pair, flawed, relu_logits_mlp) | report(setup.comparison, pair, mended)
+    short = replace(setup.comparison, curve_points=0)  # only the flawed run is drawn as curves
+    return report(setup.comparison, pair, flawed, relu_logits_mlp) | report(short, pair, mended)
 
 
-def _argmax_laplace(model: nn.Module, data: Examples, prior: Belief, images: int) -> Belief:
-    """Belief from the squared score of the model's most likely class; one image at a time would give the same mean."""
-    assert isinstance(prior, Diagonal)
-    x = data.x[:images]
-    with torch.no_grad():
-        likely = Examples(x, model(x).argmax(1))
-    squares = fisher.diagonal(model, likely, labels="data")
-    return prior.moved(snapshot(model), {name: len(data) * value for name, value in squares.items()})
+@dataclass(frozen=True)
+class Wild:
+    """What other estimates of the Fisher do to EWC, on MNIST then Fashion-MNIST.
+
+    Args:
+        comparison: Network, data, training and seeds; long enough to fit, because that is where the estimates part.
+        relative: Strengths to try, each divided by the estimate's trace as a share of the exact one: so every estimate
+            is offered the same choice, in its own units.
+        batch_size: Of the estimates that square a batch's mean gradient.
+        images: Of the estimates that go example by example.
+        few: Images of the exact Fisher from few images.
+    """
+
+    comparison: Comparison = Comparison((784, 100, 10), 2500, Settings(epochs=6), (0, 1, 2, 3), (100,), curve_points=0)
+    relative: tuple[float, ...] = (30.0, 100.0, 300.0, 1000.0)
+    batch_size: int = 128
+    images: int = 500
+    few: int = 100
 
 
-def _few_laplace(model: nn.Module, data: Examples, prior: Belief, images: int) -> Belief:
-    """EWC's belief with the exact Fisher of the first images only."""
-    assert isinstance(prior, Diagonal)
-    mean_fisher = fisher.diagonal(model, data[:images])
-    return prior.moved(snapshot(model), {name: len(data) * value for name, value in mean_fisher.items()})
+_WIDE = Comparison((784, 400, 400, 10), None, Settings(epochs=10), tuple(range(10)), curve_points=0)
+WILD = {
+    "smoke": Wild(
+        Comparison((784, 32, 10), 800, SMOKE, (0, 1, 2), (100,), curve_points=0), (100.0, 1000.0), 64, 200, 50
+    ),
+    "laptop": Wild(),
+    "paper": Wild(_WIDE, (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0), images=10_000),
+}
+
+
+@dataclass
+class Varied:
+    """EWC with each estimate.
+
+    Attributes:
+        shares: Trace over the exact one's, on the choosing seeds.
+        chosen: Strengths tried there, and the best.
+        common: Records with the strength that is best for the exact Fisher, one a seed; also 'plain', without penalty.
+        own: Records with each estimate's own best strength.
+    """
+
+    shares: dict[str, float]
+    chosen: dict[str, Chosen]
+    common: dict[str, list[Record]]
+    own: dict[str, list[Record]]
+
+
+def estimates(setup: Wild) -> dict[str, Callable[[nn.Module, Examples], Params]]:
+    """Ways to compute something like the Fisher's diagonal, by name; the exact one first."""
+    size, of_batches, few = setup.batch_size, variants.squared_batch_gradient, setup.images
+    return {
+        "exact": fisher.diagonal,
+        "exact, few images": lambda model, part: fisher.diagonal(model, part[: setup.few]),
+        "labels sampled": lambda model, part: fisher.diagonal(model, part, "sampled", generator(0)),
+        "labels sampled, B × square of batch": lambda model, part: _times(
+            size, of_batches(model, variants.drawn(model, part, generator(0)), size)
+        ),
+        "labels of the data": lambda model, part: fisher.diagonal(model, part, "data"),
+        "most likely label": variants.argmax,
+        "data, weighted by p": lambda model, part: variants.weighted_by_probability(model, part[:few]),
+        "data, square of batch": lambda model, part: of_batches(model, part, size),
+        "indexed, not gathered": lambda model, part: variants.indexed_not_gathered(model, part[:few], size),
+    }
+
+
+def wild(setup: Wild, progress: Callable[[str], None] = lambda line: None) -> Varied:
+    """Choose each estimate's strength on validation data and seeds of their own, then report on the test data."""
+    common, found = setup.comparison, estimates(setup)
+    pair = mnist_then_fashion(common.train_limit)
+    traces = dict.fromkeys(found, 0.0)
+    for seed in common.choosing:
+        model = mlp(common.sizes, seed).to(device())
+        learn(model, pair, consolidation.none(), common.settings, seed, evaluate_on="validation", stop=1)
+        for name, estimate in found.items():
+            traces[name] += fisher.trace(estimate(model, pair[0].train))
+    shares = {name: value / traces["exact"] for name, value in traces.items()}
+    family = {name: partial(_with_estimate, name, estimate) for name, estimate in found.items()}
+    tried = {name: [value / share for value in setup.relative] for name, share in shares.items()}
+    chosen = {name: choose(name, family[name], tried[name], common, pair) for name in found}
+    progress(f"{len(found)} estimates: strengths chosen on validation data")
+    alike = [consolidation.none(), *(family[name](chosen["exact"].best) for name in found)]
+    apart = [family[name](chosen[name].best) for name in found if name != "exact"]
+    at_common, at_own = report(common, pair, alike), report(common, pair, apart)
+    progress(f"{len(alike) + len(apart)} methods, {len(common.seeds)} seeds each: done")
+    return Varied(shares, chosen, at_common, {"exact": at_common["exact"]} | at_own)
+
+
+def _with_estimate(name: str, estimate: Callable[[nn.Module, Examples], Params], strength: float) -> Method:
+    def consolidate(model: nn.Module, data: Examples, prior: Belief) -> Belief:
+        assert isinstance(prior, Diagonal)
+        return prior.moved(snapshot(model), _times(len(data), estimate(model, data)))
+
+    return Method(name, Diagonal.isotropic, consolidate, strength)
+
+
+def _times(factor: float, information: Params) -> Params:
+    return {name: factor * value for name, value in information.items()}
 
 
 def as_json(result: Any) -> str:

@@ -1,32 +1,41 @@
-r"""Fisher information of a classifier: exact, sampled or from the data's labels; diagonal or full.
+r"""Fisher information of a network: exact, sampled or from the data's labels; diagonal, Kronecker-factored or full.
 
 The mean Fisher information per example, with the score s = d log p(y | x) / d theta (chapter "Fisher information"):
 
     F = 1/N sum_x E_{y ~ q(. | x)} [s s^T]
 
-where q is the model itself (`labels="exact"`: the sum over all classes; `labels="sampled"`: one draw an example) or the
-data's own labels (`labels="data"`: the "empirical Fisher", which is another matrix; Kunstner et al. 2019).
+where q is the model itself (`labels="exact"`: the whole expectation; `labels="sampled"`: draws) or the data's own
+labels (`labels="data"`: the "empirical Fisher", which is another matrix; Kunstner et al. 2019).
+
+Everything is built from a few vectors r an example in the space of the outputs a, with J = d a / d theta:
+
+    E[s s^T] = J^T (sum_m r_m r_m^T) J
+
+    classes     exact: the k - 1 columns of L, L L^T = diag(p) - p p^T;   sampled, data: onehot(y) - p
+    regression  exact: the k unit vectors;   sampled: standard normal draws;   data: y - a     (noise of variance 1)
 
 Nothing here touches `.grad`, buffers, mode flags or torch's global random state.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 from torch.func import hessian as func_hessian
 from torch.nn import functional as F
 
+from ewc_code import layers
 from ewc_code.data import Examples
-from ewc_code.models import Params, classes, flatten, snapshot, unflatten
+from ewc_code.models import Params, flatten, nll, outputs, snapshot, unflatten
 
 Labels = Literal["exact", "sampled", "data"]
 LABELS = ("exact", "sampled", "data")
 LARGEST_FULL = 20_000  # parameters; the matrix of this size takes 1.6 GB in float32
+LARGEST_EACH = 2**22  # numbers that the per-example gradients of one layer may take at a time: 17 MB in float32
 
 
 def diagonal(
@@ -35,25 +44,28 @@ def diagonal(
     labels: Labels = "exact",
     generator: torch.Generator | None = None,
     batch_size: int = 1000,
+    draws: int = 1,
 ) -> Params:
     r"""Diagonal of the mean Fisher information.
 
-        F_i = 1/N sum_x sum_c q(c | x) (d log p(c | x) / d theta_i)^2
+        F_i = 1/N sum_x E_{y ~ q(. | x)} (d log p(y | x) / d theta_i)^2
 
     For a Linear layer a = W h + b the score of W is the outer product of g = d log p / d a and h, so its square needs
     no per-example gradient, only one matrix product a batch:
 
-        F_W = 1/N sum_x (sum_c q(c | x) g_c^2) (h^2)^T,     F_b = 1/N sum_x sum_c q(c | x) g_c^2
+        F_W = 1/N sum_x (E g^2) (h^2)^T,     F_b = 1/N sum_x E g^2
 
-    A model whose trainable parameters all sit in Linear layers that run once an example takes this way; any other
-    module takes per-example gradients (`scores`), with the same result.
+    A Conv2d layer, and a Linear layer that sees an example as several rows, sums g h^T over its positions first. Any
+    other parameter takes per-example gradients from autograd, with the same result.
 
     Args:
-        model: (n, ...) -> logits (n, k), in a deterministic mode.
-        data: N examples; `data.y` is used only by `labels="data"` and for checking.
-        labels: Which q: 'exact' = the model's probabilities, 'sampled' = one draw an example, 'data' = the labels.
+        model: (n, ...) -> outputs (n, k), in a deterministic mode.
+        data: N examples: labels (n,) for classes, targets (n, k) for regression. The values of `data.y` are used only
+            by `labels="data"` and for checking.
+        labels: Which q: 'exact' = the model's own distribution, 'sampled' = draws from it, 'data' = the labels.
         generator: Source of the draws; needed by 'sampled', on the CPU or on the data's device.
-        batch_size: Examples at a time; changes memory and speed, not the result.
+        batch_size: Examples at a time, at most; changes memory and speed, not the result.
+        draws: Labels drawn an example by 'sampled'; their squares are averaged.
 
     Returns:
         By name, the shapes of the parameters; nats per squared unit of the parameter, mean over examples.
@@ -64,21 +76,145 @@ def diagonal(
 
     Source: Kirkpatrick et al. 2017, before eq. 3; Kunstner et al. 2019, eqs. 2-3. Chapter "Fisher information".
     """
-    _check(model, data, labels, generator, batch_size)
-    if labels == "sampled":
-        data, labels = _drawn(model, data, generator, batch_size), "data"
-    total = {name: torch.zeros_like(value) for name, value in snapshot(model).items()}
-    layers = _linear_layers(model, data)
-    for start in range(0, len(data), batch_size):
-        batch = data[start : start + batch_size]
-        part = (
-            _linear_squares(model, layers, batch, labels)
-            if layers is not None
-            else _score_squares(model, batch, labels)
-        )
-        for name, value in part.items():
-            total[name] += value
-    return {name: value / len(data) for name, value in total.items()}
+    noise = _checked(model, data, labels, generator, batch_size, draws)
+    return _moments(model, data, labels, noise, batch_size, second=False)[0]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A diagonal Fisher from some of the examples, with what the choice of them leaves open.
+
+    Attributes:
+        mean: As `diagonal` returns it.
+        standard_error: Of the mean, the same names and shapes.
+        examples: Number used.
+    """
+
+    mean: Params
+    standard_error: Params
+    examples: int
+
+
+def estimate(
+    model: nn.Module,
+    data: Examples,
+    examples: int,
+    generator: torch.Generator,
+    labels: Labels = "exact",
+    batch_size: int = 1000,
+    draws: int = 1,
+) -> Estimate:
+    r"""Diagonal Fisher of n examples drawn without replacement from the N, as an estimate of that of all.
+
+        standard error_i^2 = (1 - n/N) / (n - 1) (mean of f_i^2 - (mean of f_i)^2),   f = one example's E[s^2]
+
+    The factor 1 - n/N is what a choice without replacement from a finite set leaves. The noise of drawn labels does not
+    go away with all examples seen: with 'sampled' the factor is left out, which errs on the safe side where n is large.
+
+    Args:
+        model, labels, batch_size, draws: As for `diagonal`.
+        data: The N examples to draw from.
+        examples: n, from 2 to N.
+        generator: Of the choice, and of the draws of 'sampled'.
+
+    Source: Cochran 1977, section 2.6 (simple random sampling). Chapter "Fisher in the wild".
+    """
+    if not 2 <= examples <= len(data):
+        raise ValueError(f"examples must lie in 2..{len(data)}, the size of the data; got {examples}.")
+    chosen = torch.randperm(len(data), generator=generator, device=generator.device)[:examples].to(data.x.device)
+    left = 1 if labels == "sampled" else 1 - examples / len(data)
+    data = data[chosen]
+    noise = _checked(model, data, labels, generator, batch_size, draws)
+    mean, square = _moments(model, data, labels, noise, batch_size, second=True)
+    error = {n: ((square[n] - mean[n] ** 2).clamp(min=0) * left / (examples - 1)).sqrt() for n in mean}
+    return Estimate(mean, error, examples)
+
+
+@dataclass(frozen=True)
+class Factors:
+    r"""Kronecker-factored mean Fisher of one layer, weight and bias together: [W b] as (out, in + 1), row by row.
+
+        KFAC    F ~ G (x) A
+        EKFAC   F ~ (U_G (x) U_A) diag(scale) (U_G (x) U_A)^T,   U the eigenvectors of G and A
+
+    Attributes:
+        inputs: A = 1/N sum h h^T, summed over positions, (in + 1, in + 1); no "+ 1" without a bias.
+        outputs: G = 1/N sum E[g g^T], mean over positions, (out, out).
+        scale: Second moments along the eigenvectors, (out, in + 1); None for KFAC.
+    """
+
+    inputs: Float[Tensor, "i i"]
+    outputs: Float[Tensor, "o o"]
+    scale: Float[Tensor, "o i"] | None = None
+
+    def dense(self) -> Float[Tensor, "oi oi"]:
+        """The matrix, parameters in the order of the rows of [W b]."""
+        if self.scale is None:
+            return torch.kron(self.outputs, self.inputs)
+        basis = torch.kron(*(torch.linalg.eigh(factor).eigenvectors for factor in (self.outputs, self.inputs)))
+        return (basis * self.scale.reshape(-1)) @ basis.T
+
+
+def kronecker(
+    model: nn.Module,
+    data: Examples,
+    labels: Labels = "exact",
+    generator: torch.Generator | None = None,
+    batch_size: int = 1000,
+    draws: int = 1,
+    corrected: bool = False,
+) -> dict[str, Factors]:
+    r"""Kronecker factors of the mean Fisher, a pair a layer (KFAC), between layers nothing.
+
+        Linear   G (x) A = (1/N sum E[g g^T]) (x) (1/N sum h h^T)
+        Conv2d   A = 1/N sum_x sum_t h_t h_t^T,   G = 1/(N T) sum_x sum_t E[g_t g_t^T]     (T positions)
+
+    Exact for one example, and where g and h are independent. `corrected` replaces the eigenvalues by the second moments
+    of the gradients along the eigenvectors (EKFAC), which makes the diagonal in that basis exact.
+
+    Args:
+        model: As for `diagonal`; all trainable parameters in Linear and Conv2d layers that run once an example.
+        data, labels, generator, batch_size, draws: As for `diagonal`.
+        corrected: EKFAC instead of KFAC; a second pass over the data, with the same draws.
+
+    Returns:
+        By layer.
+
+    Raises:
+        ValueError: as `diagonal`, and for a parameter outside of such layers, or layers frozen in part.
+
+    Source: Martens & Grosse 2015, eq. 1; Grosse & Martens 2016, section 3.1; George et al. 2018, section 3. Chapter
+    "Fisher in the wild".
+    """
+    noise = _checked(model, data, labels, generator, batch_size, draws)
+    found = layers.closed_form(model, data.x)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad != (name in _inside(found)):
+            raise ValueError(
+                f"Kronecker factors need whole Linear or Conv2d layers that run once an example; {name!r} is "
+                f"{'not in one' if parameter.requires_grad else 'frozen in a layer that is not'}. Use fisher.diagonal."
+            )
+    a, g, scale = ({name: torch.zeros((), device=data.x.device) for name in found} for _ in range(3))
+    for _, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
+        for name, layer in found.items():
+            h = layers.rows(layer, seen.inputs[name])  # (b, t, i)
+            a[name] = a[name] + torch.einsum("bti,btj->ij", h, h) / len(data)
+        for arrived in map(seen.back, vectors):
+            for name, layer in found.items():
+                c = layers.columns(layer, arrived[name])  # (b, t, o)
+                g[name] = g[name] + torch.einsum("bto,btp->op", c, c) / (len(data) * c.shape[1])
+    if not corrected:
+        return {name: Factors(a[name], g[name]) for name in found}
+    bases = {name: (torch.linalg.eigh(a[name]).eigenvectors, torch.linalg.eigh(g[name]).eigenvectors) for name in found}
+    for _, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
+        turned = {name: layers.rows(layer, seen.inputs[name]) @ bases[name][0] for name, layer in found.items()}
+        for arrived in map(seen.back, vectors):
+            for name, layer in found.items():
+                c, h = layers.columns(layer, arrived[name]) @ bases[name][1], turned[name]
+                flat = layers.is_flat(layer, seen.inputs[name])
+                squares = c[:, 0].square().T @ h[:, 0].square() if flat else (c.mT @ h).square().sum(0)
+                scale[name] = scale[name] + squares / len(data)
+    return {name: Factors(a[name], g[name], scale[name]) for name in found}
 
 
 def full(
@@ -87,19 +223,15 @@ def full(
     labels: Labels = "exact",
     generator: torch.Generator | None = None,
     batch_size: int = 100,
+    draws: int = 1,
 ) -> Float[Tensor, "p p"]:
     r"""The whole mean Fisher information matrix, for models of up to `LARGEST_FULL` parameters.
 
-    With J = d logits / d theta of one example and r_c = (one-hot c) - p, the score of class c is J^T r_c, so
-
-        F = 1/N sum_x J^T (sum_c q(c | x) r_c r_c^T) J        ('exact': the bracket is diag(p) - p p^T)
+        F = 1/N sum_x J^T (sum_m r_m r_m^T) J        ('exact', classes: the bracket is diag(p) - p p^T)
 
     Args:
-        model: As for `diagonal`.
-        data: As for `diagonal`.
-        labels: As for `diagonal`.
-        generator: As for `diagonal`.
-        batch_size: Examples whose Jacobians (classes x parameters each) are in memory at a time.
+        model, data, labels, generator, draws: As for `diagonal`.
+        batch_size: Examples whose Jacobians (outputs x parameters each) are in memory at a time.
 
     Returns:
         (P, P), symmetric, positive semidefinite; rows and columns in the order of `models.flatten`.
@@ -109,56 +241,45 @@ def full(
 
     Source: Martens 2020, section 5. Chapter "Fisher information".
     """
-    _check(model, data, labels, generator, batch_size)
-    if labels == "sampled":
-        data, labels = _drawn(model, data, generator, batch_size), "data"
-    params = snapshot(model)
-    size = _square_size(params)
-    total = torch.zeros(size, size, dtype=flatten(params).dtype, device=data.x.device)
+    noise = _checked(model, data, labels, generator, batch_size, draws)
+    size = _square_size(snapshot(model))
+    total = torch.zeros(size, size, dtype=flatten(snapshot(model)).dtype, device=data.x.device)
     for start in range(0, len(data), batch_size):
         batch = data[start : start + batch_size]
-        jacobian = logit_jacobian(model, batch)  # (b, k, P)
-        probs = _logits(model, batch).softmax(1)  # (b, k)
-        weights = _weights(probs, batch, labels)  # (b, k)
-        # sum_c q_c r_c r_c^T written out: diag(q) - q p^T - p q^T + p p^T, since sum_c q_c = 1
-        middle = (
-            torch.diag_embed(weights)
-            - weights[:, :, None] * probs[:, None, :]
-            - probs[:, :, None] * weights[:, None, :]
-            + probs[:, :, None] * probs[:, None, :]
-        )  # (b, k, k)
-        right = torch.einsum("bcd,bdp->bcp", middle, jacobian)
-        total += jacobian.reshape(-1, size).T @ right.reshape(-1, size)
+        with torch.no_grad():
+            vectors = _vectors(model(batch.x), batch.y, labels, noise[start : start + batch_size])  # (m, b, k)
+        weighted = torch.einsum("mbk,bkp->mbp", vectors, logit_jacobian(model, batch)).reshape(-1, size)
+        total += weighted.T @ weighted
     return (total + total.T) / (2 * len(data))
 
 
-def scores(model: nn.Module, x: Tensor, y: Tensor) -> Params:
+def scores(model: nn.Module, x: Tensor, y: Tensor, params: Params | None = None) -> Params:
     """Per-example scores d log p(y | x) / d theta, by `vmap` over single examples; the plain way, and the oracle.
 
     Args:
-        model: (n, ...) -> logits (n, k).
+        model: (n, ...) -> outputs (n, k).
         x: Inputs, (n, ...).
-        y: Class indices, (n,).
+        y: Class indices, (n,), or regression targets, (n, k).
+        params: Where to take them; None for the model's own parameters. `torch.func` transforms act on this.
 
     Returns:
         By name, (n, *parameter shape), nats per unit of the parameter.
     """
 
-    def log_prob(params: Params, xi: Tensor, yi: Tensor) -> Tensor:
-        logits = functional_call(model, params, (xi[None],))  # (1, k)
-        return -F.cross_entropy(logits, yi[None])
+    def log_prob(theta: Params, xi: Tensor, yi: Tensor) -> Tensor:
+        return -nll(functional_call(model, theta, (xi[None],)), yi[None])
 
-    return vmap(torch.func.grad(log_prob), in_dims=(None, 0, 0))(snapshot(model), x, y)
+    return vmap(grad(log_prob), in_dims=(None, 0, 0))(snapshot(model) if params is None else params, x, y)
 
 
 def logit_jacobian(model: nn.Module, data: Examples) -> Float[Tensor, "n k p"]:
-    """Jacobian of the logits in the parameters, d logits_c(x) / d theta, one matrix an example."""
+    """Jacobian of the outputs (logits, for classes) in the parameters, one matrix an example."""
     params = snapshot(model)
 
-    def logits(vector: Tensor, xi: Tensor) -> Tensor:
+    def answer(vector: Tensor, xi: Tensor) -> Tensor:
         return functional_call(model, unflatten(vector, params), (xi[None],))[0]
 
-    return vmap(jacrev(logits), in_dims=(None, 0))(flatten(params), data.x)
+    return vmap(jacrev(answer), in_dims=(None, 0))(flatten(params), data.x)
 
 
 def hessian(model: nn.Module, data: Examples) -> Float[Tensor, "p p"]:
@@ -167,14 +288,14 @@ def hessian(model: nn.Module, data: Examples) -> Float[Tensor, "p p"]:
     Equals the exact Fisher for softmax regression everywhere; elsewhere they differ by the residual's share of the
     curvature, and the Hessian need not be positive (chapter "Fisher information").
     """
-    _check(model, data, "data", None, 1)
+    _checked(model, data, "data", None, 1, 1)
     params = snapshot(model)
     _square_size(params)
 
-    def nll(vector: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, unflatten(vector, params), (data.x,)), data.y)
+    def loss(vector: Tensor) -> Tensor:
+        return nll(functional_call(model, unflatten(vector, params), (data.x,)), data.y)
 
-    return func_hessian(nll)(flatten(params)).detach()
+    return func_hessian(loss)(flatten(params)).detach()
 
 
 def trace(fisher: Params) -> float:
@@ -182,7 +303,118 @@ def trace(fisher: Params) -> float:
     return sum(value.sum().item() for value in fisher.values())
 
 
-def _check(model: nn.Module, data: Examples, labels: str, generator: torch.Generator | None, batch_size: int) -> None:
+def _vectors(out: Float[Tensor, "b k"], y: Tensor, labels: Labels, noise: Tensor) -> Float[Tensor, "m b k"]:
+    """The vectors r_m of the module's formula; `noise` are this batch's rows of what `_checked` drew."""
+    if y.is_floating_point():
+        if labels == "exact":
+            return torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[:, None].expand(-1, len(out), -1)
+        return (y - out)[None] if labels == "data" else noise.permute(1, 0, 2) / noise.shape[1] ** 0.5
+    probs = out.softmax(1)
+    if labels == "exact":
+        return covariance_root(probs).permute(2, 0, 1).contiguous()
+    if labels == "data":
+        return (F.one_hot(y, out.shape[1]) - probs)[None]
+    # The class in whose part of 0..1 a uniform number falls; rounding may leave the last part a little short of 1.
+    drawn = torch.searchsorted(probs.cumsum(1), noise).clamp(max=out.shape[1] - 1)  # (b, draws)
+    return (F.one_hot(drawn, out.shape[1]) - probs[:, None]).permute(1, 0, 2) / noise.shape[1] ** 0.5
+
+
+def covariance_root(probs: Float[Tensor, "b k"]) -> Float[Tensor, "b k j"]:
+    r"""Cholesky factor of a softmax's covariance in closed form: L L^T = diag(p) - p p^T, with j = k - 1 columns.
+
+        L_jj = sqrt(p_j q_j / q_{j-1}),   L_ij = -(p_i / q_j) L_jj for i > j,   q_j = sum of p_i over i > j
+
+    One column less than there are classes: what the probabilities gain somewhere they lose elsewhere.
+
+    Source: Tanabe & Sagae 1992. Chapter "Fisher in the wild".
+    """
+    after = probs.flip(1).cumsum(1).flip(1)  # q_{j-1} at j
+    before, after = after[:, :-1], after[:, 1:]
+    tiny = torch.finfo(probs.dtype).tiny
+    corner = (probs[:, :-1] * (after / before.clamp(min=tiny))).sqrt()  # (b, j)
+    below = -(probs[:, :, None] / after[:, None].clamp(min=tiny)) * corner[:, None]
+    return torch.tril(below, -1) + F.pad(torch.diag_embed(corner), (0, 0, 0, 1))
+
+
+def _passes(
+    model: nn.Module, found: layers.Layers, data: Examples, labels: Labels, noise: Tensor, batch_size: int
+) -> Iterator[tuple[Examples, layers.Pass, Float[Tensor, "m b k"]]]:
+    """Batch by batch: the examples, a pass through the network, and the vectors to send back through it."""
+    for start in range(0, len(data), batch_size):
+        batch = data[start : start + batch_size]
+        seen = layers.run(model, found, batch.x)
+        yield batch, seen, _vectors(seen.outputs, batch.y, labels, noise[start : start + batch_size])
+
+
+def _moments(
+    model: nn.Module, data: Examples, labels: Labels, noise: Tensor, batch_size: int, second: bool
+) -> tuple[Params, ...]:
+    """Means over the examples of f = E[s^2] and, if asked for, of f^2."""
+    found = layers.closed_form(model, data.x)
+    params = snapshot(model)
+    mean, square = ({name: torch.zeros_like(value) for name, value in params.items()} for _ in range(2))
+    rest = {name: value for name, value in params.items() if name not in _inside(found)}
+    batch_size = min(batch_size, max(1, LARGEST_EACH // max(1, _numbers(model, found, rest, data.x[:1]))))
+    for batch, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
+        flat = {name for name, layer in found.items() if layers.is_flat(layer, seen.inputs[name])}
+        rows = {name: layers.rows(layer, seen.inputs[name]) for name, layer in found.items() if name not in flat}
+        each: dict[str, Tensor] = {}  # by layer: E[g^2] where it is flat, else the per-example f
+        for vector in vectors:
+            for name, g in seen.back(vector).items() if found else ():
+                part = g if name in flat else layers.columns(found[name], g).mT @ rows[name]
+                each[name] = each[name].addcmul_(part, part) if name in each else part.square()
+        others = _squares(model, rest, batch.x, vectors) if rest else {}
+        for sums, up in ((mean, lambda value: value), (square, torch.square))[: 1 + second]:
+            for name, f in others.items():
+                sums[name] += up(f).sum(0)
+            for name, f in each.items():
+                if name in flat:
+                    parts = {"weight": up(f).T @ up(seen.inputs[name].square()), "bias": up(f).sum(0)}
+                else:
+                    parts = layers.split(found[name], up(f).sum(0))
+                for own, value in parts.items():
+                    if (key := f"{name}.{own}" if name else own) in sums:  # there may be no bias, or a frozen one
+                        sums[key] += value
+    return tuple({name: value / len(data) for name, value in sums.items()} for sums in (mean, square))
+
+
+def _inside(found: layers.Layers) -> set[str]:
+    """Names of the parameters of these layers, in the model."""
+    return {f"{name}.{own}" if name else own for name, layer in found.items() for own, _ in layer.named_parameters()}
+
+
+def _numbers(model: nn.Module, found: layers.Layers, rest: Params, x: Tensor) -> int:
+    """Numbers an example that the squares of one layer need, where they do not factorise."""
+    seen = layers.run(model, found, x)
+    needed = [2 * sum(value.numel() for value in rest.values())]
+    for name, layer in found.items():
+        if not layers.is_flat(layer, seen.inputs[name]):
+            rows = layers.rows(layer, seen.inputs[name])
+            needed.append(rows.numel() + 2 * layer.weight.shape[0] * rows.shape[2])
+    return max(needed)
+
+
+def _squares(model: nn.Module, rest: Params, x: Tensor, vectors: Float[Tensor, "m b k"]) -> Params:
+    """E[s^2] of the parameters `rest`, from per-example gradients by autograd: (b, *shape) each."""
+
+    def along(theta: Params, xi: Tensor, vector: Tensor) -> Tensor:
+        return (functional_call(model, theta, (xi[None],))[0] * vector).sum()
+
+    each = vmap(grad(along), in_dims=(None, 0, 0))
+    total = {name: value.new_zeros(len(x), *value.shape) for name, value in rest.items()}
+    for vector in vectors:
+        for name, g in each(rest, x, vector).items():
+            total[name] += g.square()
+    return total
+
+
+def _checked(
+    model: nn.Module, data: Examples, labels: str, generator: torch.Generator | None, batch_size: int, draws: int
+) -> Float[Tensor, "n ..."]:
+    """Refuse what has no Fisher, and draw what the labels of all examples are made from.
+
+    At once for all: so the size of the batches does not change the draws.
+    """
     snapshot(model)  # refuses a model with nothing to train
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(map(repr, LABELS))}; got {labels!r}.")
@@ -191,8 +423,9 @@ def _check(model: nn.Module, data: Examples, labels: str, generator: torch.Gener
             "labels='sampled' must come with a torch.Generator, so that the draws can be repeated; got None. "
             "Pass generator=environment.generator(seed)."
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    for name, number in (("batch_size", batch_size), ("draws", draws)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1; got {number}.")
     for name, module in model.named_modules():
         batchwise = isinstance(module, nn.modules.batchnorm._BatchNorm)
         # Without running statistics the batch's own are used in either mode: then examples are never independent.
@@ -201,9 +434,14 @@ def _check(model: nn.Module, data: Examples, labels: str, generator: torch.Gener
                 f"curvature needs a deterministic model that treats each example alone; {name!r} "
                 f"({type(module).__name__}) is in training mode or has no running statistics. Call model.eval() first."
             )
-    classes(model, data)
+    outputs(model, data)
     _refuse_unstable(model, data)
     _refuse_unused(model, data)
+    if labels != "sampled" or generator is None:
+        return data.x.new_empty(len(data), 0)
+    draw = torch.randn if data.y.is_floating_point() else torch.rand
+    shape, dtype = (len(data), draws, *data.y.shape[1:]), next(model.parameters()).dtype
+    return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(data.x.device)
 
 
 def _is_random(module: nn.Module) -> bool:
@@ -223,8 +461,8 @@ def _refuse_unstable(model: nn.Module, data: Examples) -> None:
     tolerance = max(0.01, 4 * torch.finfo(alone.dtype).eps) * beside.abs().max()
     if (alone - beside).abs().max() > tolerance:
         raise ValueError(
-            f"curvature needs a deterministic model that treats each example alone; the first example's logits changed "
-            f"by {(alone - beside).abs().max().item():g} between two calls, alone and beside the second. "
+            f"curvature needs a deterministic model that treats each example alone; the first example's outputs "
+            f"changed by {(alone - beside).abs().max().item():g} between two calls, alone and beside the second. "
             f"Call model.eval() first."
         )
 
@@ -238,144 +476,13 @@ def _square_size(params: Params) -> int:
     return size
 
 
-def _logits(model: nn.Module, batch: Examples) -> Tensor:
-    with torch.no_grad():
-        return model(batch.x)
-
-
-def _drawn(model: nn.Module, data: Examples, generator: torch.Generator | None, batch_size: int) -> Examples:
-    """The same inputs with labels drawn from the model: all in one draw, so that batches do not change them."""
-    starts = range(0, len(data), batch_size)
-    probs = torch.cat([_logits(model, data[start : start + batch_size]).softmax(1) for start in starts])
-    assert generator is not None
-    drawn = torch.multinomial(probs.to(generator.device), 1, generator=generator)[:, 0]
-    return Examples(data.x, drawn.to(data.y.device))
-
-
-def _weights(probs: Tensor, batch: Examples, labels: Labels) -> Tensor:
-    """q(c | x), (b, k): the model's probabilities, or a one-hot row for the label."""
-    return probs if labels == "exact" else F.one_hot(batch.y, probs.shape[1]).to(probs.dtype)
-
-
-def _linear_layers(model: nn.Module, data: Examples) -> dict[str, nn.Linear] | None:
-    """The Linear layers, if they hold every trainable parameter and each runs once an example; else None.
-
-    A parameter used twice, or outside of its layer, or a layer that sees an example as several rows, would make the
-    closed form wrong without a sign. So its squares are compared with autograd's, example by example, on the first two.
-    """
-    layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    held = [f"{layer}.{name}" if layer else name for layer, m in layers.items() for name in ("weight", "bias")]
-    every = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    if not set(every) <= set(held) or any(not p.requires_grad for m in layers.values() for p in m.parameters()):
-        return None
-    if any(hook for m in layers.values() for hook in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)):
-        return None
-    probe = data[:2]
-    with torch.enable_grad():
-        inputs, outputs, logits = _run(model, layers, probe.x)
-        # Not the score, which a well fitted example makes vanish: a direction that no fit can hide.
-        heads = logits @ torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=logits.device)  # (b,)
-        singles, together = heads.unbind(), heads.sum()
-    shapes = [part[name][0].shape[:-1] for part in (inputs, outputs) for name in layers if len(part[name]) == 1]
-    if shapes != [heads.shape] * (2 * len(layers)):
-        return None
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = [torch.autograd.grad(head, list(parameters.values()), retain_graph=True) for head in singles]
-    squares = {name: sum(g.square() for g in parts) for name, *parts in zip(parameters, *found, strict=True)}
-    back = torch.autograd.grad(together, [outputs[name][0] for name in layers], allow_unused=True)
-    if any(g is None for g in back):
-        return None
-    for name, value in _layer_squares(layers, inputs, [g.square() for g in back]).items():
-        true = squares.get(name)
-        if true is None or (value - true).norm() > 1e-3 * true.norm():
-            return None
-    return layers
-
-
-def _run(
-    model: nn.Module, layers: dict[str, nn.Linear], x: Tensor
-) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], Tensor]:
-    """Forward pass that keeps what each layer received and returned."""
-    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def keep(name: str) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, received: tuple[Tensor, ...], returned: Tensor) -> Tensor:
-            inputs[name].append(received[0].detach())
-            outputs[name].append(returned)
-            return returned.clone()  # what follows may work in place; what was kept must stay the layer's own output
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(keep(name)).remove)
-        logits = model(x)
-    return inputs, outputs, logits
-
-
-def _linear_squares(model: nn.Module, layers: dict[str, nn.Linear], batch: Examples, labels: Labels) -> Params:
-    """Sum over the batch of the expected squared scores, by the closed form for Linear layers."""
-    with torch.enable_grad():
-        inputs, outputs, logits = _run(model, layers, batch.x)
-    probs = logits.detach().softmax(1)  # (b, k)
-    k = probs.shape[1]
-    if labels == "exact":
-        # Class c carries sqrt(p_c) in its backward pass, so that the squares come out weighted by p_c.
-        eye = torch.eye(k, dtype=probs.dtype, device=probs.device)
-        residuals = [probs[:, c, None].sqrt() * (eye[c] - probs) for c in range(k)]  # k of (b, k)
-    else:
-        residuals = [_weights(probs, batch, labels) - probs]
-    ends = [outputs[name][0] for name in layers]
-    squares = [torch.zeros_like(end) for end in ends]
-    for i, residual in enumerate(residuals):
-        back = torch.autograd.grad(logits, ends, residual, retain_graph=i + 1 < len(residuals))
-        for square, g in zip(squares, back, strict=True):
-            square.addcmul_(g, g)  # (b, out)
-    return _layer_squares(layers, inputs, squares)
-
-
-def _layer_squares(layers: dict[str, nn.Linear], inputs: dict[str, list[Tensor]], squares: list[Tensor]) -> Params:
-    """Squares of outer products, summed over rows: (g h^T)^2 = g^2 (h^2)^T, from each layer's g^2 and h."""
-    found = {}
-    for (name, layer), square in zip(layers.items(), squares, strict=True):
-        prefix = f"{name}." if name else ""
-        found[f"{prefix}weight"] = square.T @ inputs[name][0].square()  # (out, in)
-        if layer.bias is not None:
-            found[f"{prefix}bias"] = square.sum(0)  # (out,)
-    return found
-
-
-def _score_squares(model: nn.Module, batch: Examples, labels: Labels) -> Params:
-    """The same for any module, from per-example gradients: classes x examples x parameters numbers at a time."""
-    probs = _logits(model, batch).softmax(1)
-    weights = _weights(probs, batch, labels)  # (b, k)
-    total: Params = {}
-    for start in range(0, len(batch), 16):  # small chunks: each example's gradient is as large as the model
-        x, q = batch.x[start : start + 16], weights[start : start + 16]
-        for c in range(q.shape[1]):
-            rows = q[:, c].nonzero()[:, 0]
-            if len(rows) == 0:
-                continue
-            score = scores(model, x[rows], torch.full_like(rows, c))
-            for name, value in score.items():
-                part = torch.einsum("b,b...->...", q[rows, c], value.square())
-                total[name] = total[name] + part if name in total else part
-    return total
-
-
 def _refuse_unused(model: nn.Module, data: Examples) -> None:
     with torch.enable_grad():
-        loss = F.cross_entropy(model(data.x[:1]), data.y[:1])
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        found = torch.autograd.grad(model(data.x[:1]).sum(), [p for _, p in named], allow_unused=True)
     for (name, _), gradient in zip(named, found, strict=True):
         if gradient is None:
-            raise _unused(name)
-
-
-def _unused(name: str) -> ValueError:
-    return ValueError(
-        f"every trainable parameter must take part in the model's output; {name!r} has no gradient. "
-        f"Use it in forward(), or freeze it with requires_grad_(False)."
-    )
+            raise ValueError(
+                f"every trainable parameter must take part in the model's output; {name!r} has no gradient. "
+                f"Use it in forward(), or freeze it with requires_grad_(False)."
+            )

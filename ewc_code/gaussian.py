@@ -1,10 +1,9 @@
 r"""Beliefs about parameters: Gaussians, known by their mean and their precision (the inverse covariance).
 
-Every belief answers one question for training: how surprising would these parameters be?
+Every belief answers one question for training: how surprising would these parameters be? Chapters "Bayes" (conjugate
+updates), "Laplace" (where the precision comes from), "EWC" (the energy as a penalty).
 
     energy(theta) = 1/2 (theta - mean)^T precision (theta - mean)         [nats, up to a constant]
-
-Chapters "Bayes" (conjugate updates), "Laplace" (where the precision comes from), "EWC" (the energy as a penalty).
 """
 
 import math
@@ -25,39 +24,28 @@ class Belief(Protocol):
 
     def energy(self, theta: Params) -> Tensor:
         """Negative log density of the parameters up to a constant, in nats; a scalar that autograd can follow."""
-        ...
 
 
 @dataclass(frozen=True)
 class Diagonal:
-    """Independent Gaussians, one a parameter: N(theta_i; mean_i, 1 / precision_i).
+    """Independent Gaussians, one a parameter: N(theta_i; mean_i, 1 / precision_i), both by parameter name.
 
-    A precision of zero everywhere is the flat belief: it knows nothing and its energy is zero.
-
-    Args:
-        mean: By parameter name.
-        precision: Same names and shapes, finite, at least 0.
+    Precisions are finite and at least 0; zero everywhere is the flat belief: it knows nothing and its energy is zero.
     """
 
     mean: Params
     precision: Params
 
     def __post_init__(self) -> None:
-        if self.mean.keys() != self.precision.keys():
-            raise ValueError(
-                f"mean and precision must name the same parameters; got {set(self.mean) ^ set(self.precision)}."
-            )
+        if unpaired := self.mean.keys() ^ self.precision.keys():
+            raise ValueError(f"mean and precision must name the same parameters; got {unpaired}.")
+        _same_shapes(self.precision, self.mean, "precision of", "mean")
         for name, value in self.precision.items():
-            if value.shape != self.mean[name].shape:
-                raise ValueError(
-                    f"precision of {name!r} must have the mean's shape {tuple(self.mean[name].shape)}; "
-                    f"got {tuple(value.shape)}."
-                )
-            if not (torch.isfinite(value).all() and torch.isfinite(self.mean[name]).all() and value.min() >= 0):
+            mean = self.mean[name]
+            if not (torch.isfinite(value).all() and torch.isfinite(mean).all() and value.min() >= 0):
                 raise ValueError(
                     f"mean and precision of {name!r} must be finite and the precision at least 0; got precisions "
-                    f"{value.min().item():g} to {value.max().item():g}, means {self.mean[name].min().item():g} to "
-                    f"{self.mean[name].max().item():g}."
+                    f"{value.min():g} to {value.max():g}, means {mean.min():g} to {mean.max():g}."
                 )
 
     @classmethod
@@ -67,33 +55,30 @@ class Diagonal:
 
     def energy(self, theta: Params) -> Tensor:
         """1/2 sum_i precision_i (theta_i - mean_i)^2, nats; `theta` by name, the mean's shapes."""
-        _same_names(theta, self.mean)
+        _same_shapes(theta, self.mean)
         parts = [(value * (theta[name] - self.mean[name]).square()).sum() for name, value in self.precision.items()]
         return 0.5 * torch.stack(parts).sum()
 
     def moved(self, mode: Params, information: Params) -> "Diagonal":
         """The belief at a new mode with `information` (N times the mean Fisher) added to the precision."""
-        _same_names(information, self.mean)
+        _same_shapes(information, self.mean)
         return type(self)(mode, {name: self.precision[name] + value for name, value in information.items()})
 
     def sample(self, generator: torch.Generator) -> Params:
         """One draw, mean + precision^-1/2 noise; needs a positive precision everywhere."""
-        _positive(flatten(self.precision).min())
+        _positive(self.precision)
         return {name: mean + _noise(mean, generator) * self.precision[name].rsqrt() for name, mean in self.mean.items()}
 
     def log_det(self) -> float:
         """Log determinant of the precision, sum_i log precision_i."""
-        _positive(flatten(self.precision).min())
-        return _double(flatten(self.precision)).log().sum().item()
+        return _double(_positive(self.precision)).log().sum().item()
 
 
 @dataclass(frozen=True)
 class Full:
     """A Gaussian with every covariance: N(theta; mean, precision^-1), for models small enough to hold the matrix.
 
-    Args:
-        mean: By parameter name, P numbers in all.
-        precision: (P, P), symmetric, in the order of `models.flatten(mean)`.
+    The mean is by parameter name, P numbers in all; the precision symmetric, in the order of `models.flatten(mean)`.
     """
 
     mean: Params
@@ -105,11 +90,10 @@ class Full:
             raise ValueError(f"precision must be ({size}, {size}) for this mean; got {tuple(self.precision.shape)}.")
         if not all(torch.isfinite(value).all() for value in (self.precision, *self.mean.values())):
             raise ValueError("mean and precision must be finite; got NaN or infinity.")
-        largest, gap = self.precision.abs().max(), (self.precision - self.precision.T).abs().max()
-        if gap > 1e-4 * largest:
-            raise ValueError(f"precision must be symmetric; got entries that differ by up to {gap.item():g}.")
-        if self.precision.diagonal().min() < 0:
-            raise ValueError(f"precisions must be at least 0; got {self.precision.diagonal().min().item():g}.")
+        if (gap := (self.precision - self.precision.T).abs().max()) > 1e-4 * self.precision.abs().max():
+            raise ValueError(f"precision must be symmetric; got entries that differ by up to {gap:g}.")
+        if (smallest := self.precision.diagonal().min()) < 0:
+            raise ValueError(f"precisions must be at least 0; got {smallest:g}.")
 
     @classmethod
     def isotropic(cls, mean: Params, precision: float = 0.0) -> "Full":
@@ -118,20 +102,19 @@ class Full:
         return cls(mean, precision * torch.eye(len(vector), dtype=vector.dtype, device=vector.device))
 
     def energy(self, theta: Params) -> Tensor:
-        """1/2 (theta - mean)^T precision (theta - mean), nats; `theta` by name, the mean's shapes."""
-        _same_names(theta, self.mean)
+        """1/2 (theta - mean)^T precision (theta - mean), nats; `theta` as for `Diagonal`."""
+        _same_shapes(theta, self.mean)
         step = flatten({name: theta[name] for name in self.mean}) - flatten(self.mean)  # (P,)
         return 0.5 * step @ (self.precision @ step)
 
     def moved(self, mode: Params, information: Float[Tensor, "p p"]) -> "Full":
-        """The belief at a new mode with `information` (N times the mean Fisher) added to the precision."""
+        """As `Diagonal.moved`."""
         return type(self)(mode, self.precision + information)
 
     def sample(self, generator: torch.Generator) -> Params:
         """One draw, mean + L^-T noise with precision = L L^T; needs a positive definite precision."""
-        factor = _cholesky(self.precision)
         noise = _noise(flatten(self.mean), generator)
-        step = torch.linalg.solve_triangular(factor.mT, noise[:, None], upper=True)[:, 0]
+        step = torch.linalg.solve_triangular(_cholesky(self.precision).mT, noise[:, None], upper=True)[:, 0]
         return unflatten(flatten(self.mean) + step, self.mean)
 
     def covariance(self) -> Float[Tensor, "p p"]:
@@ -168,15 +151,13 @@ def merge(beliefs: Sequence[Diagonal]) -> Diagonal:
     if not beliefs:
         raise ValueError("there must be at least one belief to merge; got none.")
     for belief in beliefs:
-        _same_names(belief.mean, beliefs[0].mean)
-    precision = {name: torch.stack([b.precision[name] for b in beliefs]).sum(0) for name in beliefs[0].mean}
-    weighted = {name: torch.stack([b.precision[name] * b.mean[name] for b in beliefs]).sum(0) for name in precision}
-    mean = {
-        name: torch.where(
-            total > 0, weighted[name] / total.clamp_min(torch.finfo(total.dtype).tiny), beliefs[-1].mean[name]
-        )
-        for name, total in precision.items()
-    }
+        _same_shapes(belief.mean, beliefs[0].mean)
+    mean, precision = {}, {}
+    for name in beliefs[0].mean:
+        precisions = torch.stack([belief.precision[name] for belief in beliefs])
+        means = torch.stack([belief.mean[name] for belief in beliefs])
+        total = precision[name] = precisions.sum(0)
+        mean[name] = torch.where(total > 0, (precisions * means).sum(0) / total, means[-1])
     return Diagonal(mean, precision)
 
 
@@ -186,16 +167,9 @@ def condition_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, " n"
         precision = prior.precision + x^T x / noise_variance
         mean = precision^-1 (prior.precision prior.mean + x^T y / noise_variance)
 
-    Args:
-        prior: Belief about the P weights (one named parameter of shape (P,)).
-        x: Inputs, (N, P).
-        y: Targets, (N,).
-        noise_variance: Variance of the noise, target units squared, above 0.
-
-    Raises:
-        ValueError: the noise variance is not above 0, or prior and data together leave a direction open.
-
-    Source: Bishop 2006, eqs. 3.50-3.51. Chapter "Bayes".
+    The prior is about the P weights (one named parameter of shape (P,)), x (N, P) holds the inputs, y (N,) the targets;
+    the noise variance, target units squared, must be above 0, and prior and data together leave no direction open, else
+    there is a ValueError. Source: Bishop 2006, eqs. 3.50-3.51. Chapter "Bayes".
     """
     if not 0 < noise_variance < math.inf:
         raise ValueError(f"noise_variance must be finite and above 0; got {noise_variance}.")
@@ -206,7 +180,7 @@ def condition_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, " n"
     except torch.linalg.LinAlgError as error:
         raise ValueError(
             f"prior and data together must determine all {len(target)} weights; got {len(y)} examples and a singular "
-            f"precision. Start from a proper prior."
+            "precision. Start from a proper prior."
         ) from error
     return Full(unflatten(mean, prior.mean), (precision + precision.T) / 2)
 
@@ -220,25 +194,14 @@ def log_evidence_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, "
         -N/2 log(2 pi noise_variance) - |y - x mean|^2 / (2 noise_variance)
             + log_normaliser(prior) - prior.energy(mean) - log_normaliser(posterior)
 
-    Args:
-        prior: Belief before the data, positive definite.
-        x: Inputs, (N, P).
-        y: Targets, (N,).
-        noise_variance: Variance of the noise, target units squared, above 0.
-
-    Returns:
-        Log density of all N targets together, nats.
-
-    Raises:
-        ValueError: the noise variance is not above 0, or the prior is not proper.
-
-    Source: Bishop 2006, eq. 3.86, for any Gaussian prior. Chapter "Bayes".
+    It is the log density of all N targets together, nats. Arguments and errors are those of `condition_linear`; the
+    prior must be proper too (positive definite). Source: Bishop 2006, eq. 3.86, for any Gaussian prior.
+    Chapter "Bayes".
     """
     posterior = condition_linear(prior, x, y, noise_variance)
     residual = y - x @ flatten(posterior.mean)  # (N,)
-    log_likelihood = -0.5 * (
-        len(y) * math.log(2 * math.pi * noise_variance) + (residual @ residual).item() / noise_variance
-    )
+    misfit = (residual @ residual).item() / noise_variance
+    log_likelihood = -0.5 * (len(y) * math.log(2 * math.pi * noise_variance) + misfit)
     return log_likelihood + log_normaliser(prior) - prior.energy(posterior.mean).item() - log_normaliser(posterior)
 
 
@@ -252,21 +215,20 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
 
-def _positive(smallest: Tensor) -> None:
-    if smallest <= 0:
-        raise ValueError(
-            f"the precision must be positive for this; got {smallest.item():g}. Start from a proper prior."
-        )
+def _positive(precision: Params) -> Tensor:
+    """The precisions as one vector, after checking that a density with them can be normalised."""
+    vector = flatten(precision)
+    if vector.min() <= 0:
+        raise ValueError(f"the precision must be positive for this; got {vector.min():g}. Start from a proper prior.")
+    return vector
 
 
 def _cholesky(precision: Tensor) -> Tensor:
     try:
         return torch.linalg.cholesky(precision)
     except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            f"the precision must be positive definite for this; got one that is not ({error}). "
-            f"Start from a proper prior."
-        ) from error
+        why = f"the precision must be positive definite for this; got one that is not ({error})."
+        raise ValueError(f"{why} Start from a proper prior.") from error
 
 
 def _double(value: Tensor) -> Tensor:
@@ -274,13 +236,13 @@ def _double(value: Tensor) -> Tensor:
     return (value.cpu() if value.device.type == "mps" else value).double()
 
 
-def _same_names(theta: Params, mean: Params) -> None:
-    for name, value in mean.items():
-        if name not in theta or theta[name].shape != value.shape:
-            got = tuple(theta[name].shape) if name in theta else "no such parameter"
-            raise ValueError(f"parameter {name!r} must have the belief's shape {tuple(value.shape)}; got {got}.")
-    if len(theta) > len(mean):
+def _same_shapes(given: Params, like: Params, what: str = "parameter", whose: str = "belief") -> None:
+    for name, value in like.items():
+        got = tuple(given[name].shape) if name in given else "no such parameter"
+        if got != tuple(value.shape):
+            raise ValueError(f"{what} {name!r} must have the {whose}'s shape {tuple(value.shape)}; got {got}.")
+    if unknown := given.keys() - like.keys():
         raise ValueError(
-            f"the belief must know every parameter; it knows nothing of {sorted(theta.keys() - mean.keys())}. "
-            f"Make it from the same model, with the same parameters frozen."
+            f"the belief must know every parameter; it knows nothing of {sorted(unknown)}. "
+            "Make it from the same model, with the same parameters frozen."
         )

@@ -12,42 +12,29 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, vmap
-from torch.nn import functional as F
 
 from ewc_code import fisher
 from ewc_code.data import Examples
+from ewc_code.fisher import Labels
 from ewc_code.gaussian import Belief, Diagonal, Full, log_normaliser
-from ewc_code.models import flatten, restore, snapshot, unflatten
+from ewc_code.models import flatten, nll, restore, snapshot, unflatten
 
 Gaussian = TypeVar("Gaussian", Diagonal, Full, Diagonal | Full)
 
 
 def laplace(
-    model: nn.Module,
-    data: Examples,
-    prior: Gaussian,
-    labels: fisher.Labels = "exact",
-    generator: torch.Generator | None = None,
+    model: nn.Module, data: Examples, prior: Gaussian, labels: Labels = "exact", generator: Generator | None = None
 ) -> Gaussian:
     r"""Belief after a task: mean at the model's parameters, precision grown by N times the mean Fisher information.
 
         mean = theta*,   precision = prior.precision + N F(theta*)
 
     The Fisher stands for the Hessian of the negative log likelihood: it is never negative, and equals the Hessian where
-    the model's probabilities fit (chapter "Fisher information").
-
-    Args:
-        model: At the mode: fitted to `data` under `prior`.
-        data: The N examples it was fitted to.
-        prior: Belief before the task; a `Diagonal` gives a `Diagonal`, a `Full` gives a `Full`.
-        labels: Which Fisher, as in `fisher.diagonal`.
-        generator: For `labels="sampled"`.
-
-    Returns:
-        A belief of the prior's kind.
-
+    the model's probabilities fit (chapter "Fisher information"); `labels` says which, as in `fisher.diagonal`, and
+    `generator` serves `labels="sampled"`. The model is at the mode theta*, fitted to the N examples of `data` under the
+    `prior`, the belief before the task; a `Diagonal` gives a `Diagonal`, a `Full` gives a `Full`.
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
     mode = snapshot(model)
@@ -63,16 +50,12 @@ def log_evidence(model: nn.Module, data: Examples, prior: Diagonal | Full) -> fl
         log p(D) ~ log p(D | theta*) + log p(theta*) + P/2 log 2 pi - 1/2 log det precision
                  = -N L(theta*) - prior.energy(theta*) + 1/2 log det prior.precision - 1/2 log det precision
 
-    Args:
-        model: At the mode.
-        data: N examples.
-        prior: A proper belief (positive precision).
-
+    The model is at the mode of N examples under a proper prior (positive precision).
     Source: MacKay 1992; Daxberger et al. 2021. Chapter "Laplace".
     """
     posterior = laplace(model, data, prior)
     with torch.no_grad():
-        log_likelihood = -F.cross_entropy(model(data.x), data.y, reduction="sum").item()
+        log_likelihood = -len(data) * nll(model(data.x), data.y).item()
     log_prior = log_normaliser(prior) - prior.energy(posterior.mean).item()
     return log_likelihood + log_prior - log_normaliser(posterior)
 
@@ -101,18 +84,11 @@ def approximate(
         theta <- theta - H^-1 g (halved until the energy falls)
         log integral = -E(theta*) + P/2 log 2 pi - 1/2 log det H
 
-    Args:
-        energy: Negative log density, up to a constant; (P,) -> scalar, differentiable twice. Outside of the density's
-            support it may return infinity or NaN.
-        start: Where to start; use float64.
-        steps: Newton steps at most.
-        tolerance: Stop when the expected decrease g^T H^-1 g / 2 is below this, nats.
-
-    Raises:
-        ValueError: no minimum was found: the start is outside of the support, the mode is at a boundary, or the density
-            has a ridge. Laplace's method does not apply there.
-
-    Source: Tierney & Kadane 1986; MacKay 2003, chapter 27. Chapter "Laplace".
+    The energy is the negative log density up to a constant, (P,) -> scalar, differentiable twice; outside of the
+    density's support it may return infinity or NaN. Give the start in float64. At most `steps` Newton steps are made;
+    they stop when the expected decrease g^T H^-1 g / 2 is below the tolerance, nats. A ValueError says that no minimum
+    was found: the start is outside of the support, the mode is at a boundary, or the density has a ridge, where
+    Laplace's method does not apply. Source: Tierney & Kadane 1986; MacKay 2003, chapter 27. Chapter "Laplace".
     """
     theta = start.detach().clone()
     for _ in range(steps):
@@ -168,17 +144,9 @@ def on_grid(energy: Callable[[Tensor], Tensor], around: Approximation, reach: fl
         Z = sum exp(-energy) cell
 
     For smooth densities that have died out at the grid's edge this sum converges faster than any power of the spacing.
-
-    Args:
-        energy: As for `approximate`.
-        around: Gives the place and the axes.
-        reach: Half width, in standard deviations of the Gaussian.
-        points: Per axis; points^P energies are computed.
-
-    Returns:
-        Normalised density at all points; `log_density` and `Approximation.log_density(grid.theta)` can be compared.
-
-    Source: Chapter "Laplace".
+    The energy is as for `approximate`; `around` gives the place and the axes, `reach` the half width in standard
+    deviations; points^P energies are computed. The result is normalised at all points, so that its `log_density` and
+    `Approximation.log_density(grid.theta)` can be compared. Chapter "Laplace".
     """
     size = len(around.mode)
     line = torch.linspace(-reach, reach, points, dtype=around.mode.dtype, device=around.mode.device)
@@ -196,26 +164,16 @@ def find_mode(model: nn.Module, data: Examples, prior: Belief) -> Approximation:
 
         minimise  N L(theta) + prior.energy(theta)
 
-    Args:
-        model: (n, ...) -> logits (n, k), a few hundred parameters; use float64.
-        data: N examples.
-        prior: Belief before the data; where the likelihood is flat, only its precision keeps the minimum unique.
-
-    Returns:
-        The Gaussian with the exact Hessian, parameters in the order of `models.flatten`. Its `log_integral` belongs to
-        exp(-N L - prior.energy), without the prior's constant (`gaussian.log_normaliser`).
-
-    Raises:
-        ValueError: as `approximate`.
-
-    Source: Chapter "Laplace".
+    The model gives logits (n, k) and has a few hundred parameters; use float64. Where the likelihood is flat, only the
+    prior's precision keeps the minimum unique. The Gaussian returned has the exact Hessian, parameters in the order of
+    `models.flatten`; its `log_integral` belongs to exp(-N L - prior.energy), without the prior's constant
+    (`gaussian.log_normaliser`). Errors are those of `approximate`. Chapter "Laplace".
     """
     start = snapshot(model)
 
     def energy(vector: Tensor) -> Tensor:
         theta = unflatten(vector, start)
-        logits = functional_call(model, theta, (data.x,))
-        return F.cross_entropy(logits, data.y, reduction="sum") + prior.energy(theta)
+        return len(data) * nll(functional_call(model, theta, (data.x,)), data.y) + prior.energy(theta)
 
     found = approximate(energy, flatten(start))
     restore(model, unflatten(found.mode, start))
@@ -223,19 +181,13 @@ def find_mode(model: nn.Module, data: Examples, prior: Belief) -> Approximation:
 
 
 def predictive(
-    model: nn.Module, belief: Diagonal | Full, x: Tensor, draws: int, generator: torch.Generator
+    model: nn.Module, belief: Diagonal | Full, x: Tensor, draws: int, generator: Generator
 ) -> Float[Tensor, "n k"]:
     r"""Class probabilities averaged over the belief instead of taken at its mean.
 
         p(y | x, D) = E_{theta ~ belief} p_theta(y | x) ~ 1/S sum_s p_{theta_s}(y | x)
 
-    Args:
-        model: (n, ...) -> logits (n, k); left as it is.
-        belief: About the model's parameters.
-        x: Inputs, (n, ...).
-        draws: S, at least 1; the error of the average falls as 1/sqrt(S).
-        generator: Of the draws.
-
+    The model, (n, ...) -> logits (n, k), is left as it is; `draws` is S, and the error falls as 1/sqrt(S).
     Source: Bishop 2006, section 5.7; Daxberger et al. 2021. Chapter "Laplace".
     """
     if draws < 1:
@@ -252,20 +204,14 @@ def next_term(energy: Callable[[Tensor], Tensor], at: Approximation) -> float:
 
         -1/8 E_ijkl S_ij S_kl + 1/8 E_ijk E_lmn S_ij S_kl S_mn + 1/12 E_ijk E_lmn S_il S_jm S_kn
 
-    One parameter: 5 E'''^2 / (24 E''^3) - E'''' / (8 E''^2). With N examples the sum is of order 1/N.
-
-    Args:
-        energy: As for `approximate`, differentiable four times; P^4 numbers are held.
-        at: What `approximate` found.
-
+    One parameter: 5 E'''^2 / (24 E''^3) - E'''' / (8 E''^2). With N examples the sum is of order 1/N. The energy is
+    that of `approximate`, differentiable four times; P^4 numbers are held.
     Source: Tierney & Kadane 1986. Chapter "Laplace".
     """
     second = hessian(energy)
     third, fourth = jacfwd(second)(at.mode), jacfwd(jacfwd(second))(at.mode)
     s = torch.linalg.inv(at.precision)
     inner = torch.einsum("ijk,ij->k", third, s)
-    return (
-        -torch.einsum("ijkl,ij,kl->", fourth, s, s) / 8
-        + inner @ s @ inner / 8
-        + torch.einsum("ijk,lmn,il,jm,kn->", third, third, s, s, s) / 12
-    ).item()
+    quartic = torch.einsum("ijkl,ij,kl->", fourth, s, s)
+    cubic = torch.einsum("ijk,lmn,il,jm,kn->", third, third, s, s, s)
+    return (-quartic / 8 + inner @ s @ inner / 8 + cubic / 12).item()

@@ -25,7 +25,7 @@ def forgetting(accuracy: Matrix) -> float:
     Others subtract from R[j, j], the accuracy right after the task; where later tasks help, the two differ.
     Source: Chaudhry et al. 2018, eq. 3.
     """
-    _at_least_two(accuracy)
+    _checked(accuracy, least=2)
     return (accuracy[:-1, :-1].max(0).values - accuracy[-1, :-1]).mean().item()
 
 
@@ -34,20 +34,16 @@ def backward_transfer(accuracy: Matrix) -> float:
 
     Source: Lopez-Paz & Ranzato 2017, eq. 3.
     """
-    _at_least_two(accuracy)
+    _checked(accuracy, least=2)
     return (accuracy[-1, :-1] - accuracy.diagonal()[:-1]).mean().item()
 
 
 def forward_transfer(accuracy: Matrix, untrained: Float[Tensor, " tasks"]) -> float:
     r"""Mean head start on a task not yet seen: 1/(T-1) sum_{j>1} (R[j-1, j] - untrained_j).
 
-    Args:
-        accuracy: R.
-        untrained: Accuracy of the untrained network on each task.
-
-    Source: Lopez-Paz & Ranzato 2017, eq. 4.
+    `untrained` is the accuracy of the untrained network on each task. Source: Lopez-Paz & Ranzato 2017, eq. 4.
     """
-    _at_least_two(accuracy)
+    _checked(accuracy, least=2)
     if untrained.shape != accuracy.shape[:1]:
         raise ValueError(f"untrained must hold one accuracy a task, {len(accuracy)}; got {tuple(untrained.shape)}.")
     return (accuracy.diagonal(1) - untrained[1:]).mean().item()
@@ -78,15 +74,11 @@ class Interval:
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     r"""Mean of independent runs with Student's t interval: mean ± t_{n-1} s / sqrt(n).
 
-    Args:
-        values: One a seed, at least two: one run says nothing about others.
-        level: Confidence.
+    There must be at least two values, one a seed: one run says nothing about others.
     """
-    n = len(values)
-    if n < 2:
-        raise ValueError(
-            f"an interval needs at least two runs; got {n}. Run more seeds, or report the single run as such."
-        )
+    if (n := len(values)) < 2:
+        advice = "Run more seeds, or report the single run as such."
+        raise ValueError(f"an interval needs at least two runs; got {n}. {advice}")
     spread = float(np.std(values, ddof=1)) / n**0.5
     return Interval(float(np.mean(values)), float(stats.t.ppf(0.5 + level / 2, n - 1)) * spread, n)
 
@@ -104,21 +96,15 @@ def cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 def effective_dimension(belief: Diagonal, information: dict[str, Tensor]) -> float:
     r"""Number of parameters that the data determines better than the belief did: sum_i h_i / (h_i + precision_i).
 
-    Args:
-        belief: Before the data; positive precision.
-        information: N times the mean Fisher of the data.
-
+    The belief, of positive precision, is that before the data; h is `information`, N times the data's mean Fisher.
     Source: MacKay 1992 ("Bayesian interpolation"), eqs. 22-23.
     """
     return sum((h / (h + belief.precision[name])).sum().item() for name, h in information.items())
 
 
-def _checked(accuracy: Matrix) -> Matrix:
+def _checked(accuracy: Matrix, least: int = 1) -> Matrix:
     if accuracy.ndim != 2 or accuracy.shape[0] != accuracy.shape[1] or not len(accuracy):
         raise ValueError(f"the accuracy matrix must be (tasks, tasks); got {tuple(accuracy.shape)}.")
-    return accuracy
-
-
-def _at_least_two(accuracy: Matrix) -> None:
-    if len(_checked(accuracy)) < 2:
+    if len(accuracy) < least:
         raise ValueError("forgetting and transfer need at least two tasks; got one.")
+    return accuracy

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ewc_code.data import Examples
 from ewc_code.environment import generator
@@ -19,19 +20,20 @@ def mlp(sizes: tuple[int, ...] = (784, 400, 400, 10), seed: int = 0) -> nn.Seque
 
         h_0 = x,   h_l = relu(W_l h_{l-1} + b_l),   logits = W_L h_{L-1} + b_L
 
-    Args:
-        sizes: Units per layer, input first, classes last. `(d, k)` is softmax regression.
-        seed: Of the initial weights, uniform on ±1/sqrt(fan-in) (torch's own default); the global state is not used.
-
-    Returns:
-        A network (n, sizes[0]) -> (n, sizes[-1]) on the CPU; move it with `.to(device)`.
+    The sizes are units per layer, input first, classes last; `(d, k)` is softmax regression. `seed` draws the initial
+    weights, uniform on ±1/sqrt(fan-in) (torch's own default); the global state is not used. The network, (n, sizes[0])
+    -> (n, sizes[-1]), is on the CPU; move it with `.to(device)`.
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes must hold at least input and output, each at least 1; got {sizes}.")
-    layers: list[nn.Module] = []
+    draw, layers = generator(seed), []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [_blank_linear(fan_in, fan_out), nn.ReLU()]
-    return _initialise(nn.Sequential(*layers[:-1]), seed)
+        layer, bound = _blank_linear(fan_in, fan_out), fan_in**-0.5
+        with torch.no_grad():
+            for parameter in (layer.weight, layer.bias):
+                parameter.uniform_(-bound, bound, generator=draw)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def relu_logits_mlp(sizes: tuple[int, ...] = (784, 400, 400, 400, 10), seed: int = 0) -> nn.Sequential:
@@ -52,8 +54,7 @@ class TwoParameters(nn.Module):
     def __init__(self, w: tuple[float, float] = (0.0, 0.0)) -> None:
         super().__init__()
         self.linear = _blank_linear(2, 1, bias=False)
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.tensor([w]))
+        self.linear.weight = nn.Parameter(torch.tensor([w]))
 
     def forward(self, x: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
         """Logits of both classes; the first is 0, so that the second is the log odds."""
@@ -64,18 +65,6 @@ class TwoParameters(nn.Module):
 def _blank_linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
     """A Linear layer with no weights drawn yet: its own constructor would draw them from torch's global generator."""
     return nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias)
-
-
-def _initialise(model: nn.Sequential, seed: int) -> nn.Sequential:
-    """Draw every Linear layer's weights from a generator of our own, in order."""
-    draw = generator(seed)
-    with torch.no_grad():
-        for layer in model:
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                layer.weight.uniform_(-bound, bound, generator=draw)
-                layer.bias.uniform_(-bound, bound, generator=draw)
-    return model
 
 
 def snapshot(model: nn.Module) -> Params:
@@ -123,31 +112,43 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def classes(model: nn.Module, data: Examples) -> int:
-    """Number of classes, after checking that the model and the data fit together.
+def nll(out: Float[Tensor, "n k"], y: Tensor) -> Float[Tensor, ""]:
+    """Mean negative log likelihood, nats: cross entropy for labels (n,); for targets (n, k), Gaussian of variance 1.
 
-    Raises:
-        ValueError: the model does not take these inputs, does not return (n, k) logits, or a label is outside 0..k-1.
+    L = -1/N sum log softmax(a)_y        or        L = 1/N sum |y - a|^2 / 2      (without the constant log 2 pi)
+    """
+    return 0.5 * (y - out).square().sum(1).mean() if y.is_floating_point() else F.cross_entropy(out, y)
+
+
+def outputs(model: nn.Module, data: Examples) -> int:
+    """Number of the model's outputs (classes, or regression targets), after checking that model and data fit together.
+
+    ValueError: the model does not take these inputs, does not return (n, k), or y is not in 0..k-1 (labels) or (n, k).
     """
     first = data.x[:2]
     try:
         with evaluating(model), torch.no_grad():
-            logits = model(first)
+            found = model(first)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"the model must accept inputs of shape {tuple(first.shape)}, {first.dtype} on {first.device}; "
             f"it answered: {error}. Check the input size, the dtype and the device."
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(first):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(first):
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
             f"the model must return logits of shape (n, classes), here ({len(first)}, classes); got {got}. "
-            f"Wrap it in a module that returns the logits alone."
+            "Wrap it in a module that returns the logits alone."
         )
+    size = found.shape[1]
+    if data.y.is_floating_point():
+        if data.y.shape[1] != size:
+            raise ValueError(f"targets must be (n, {size}) for this model; got {tuple(data.y.shape)}.")
+        return size
     low, high = int(data.y.min()), int(data.y.max())
-    if low < 0 or high >= logits.shape[1]:
+    if low < 0 or high >= size:
         raise ValueError(
-            f"labels must lie in 0..{logits.shape[1] - 1} for this model; got {low}..{high}. "
-            f"Renumber the labels, or give the model one output for each class."
+            f"labels must lie in 0..{size - 1} for this model; got {low}..{high}. "
+            "Renumber the labels, or give the model one output for each class."
         )
-    return logits.shape[1]
+    return size

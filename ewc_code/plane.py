@@ -20,53 +20,33 @@ class FigureOne:
 
     Each task's inputs lie along a line of its own; across it they hardly vary, so that the loss has a valley. The angle
     between the lines is what makes the methods differ: at a right angle even L2 would walk along the valley.
-
-    Args:
-        n: Examples a task.
-        angles: Of the two lines, degrees.
-        separation: Class means at plus and minus this along the line; its sign gives the sense of the labels.
-        along: Standard deviation along the line.
-        across: Standard deviation across it.
-        tolerance: A loss within so many nats of the task's lowest counts as low.
-        l2: Strengths to choose from; the one with the lowest summed loss is drawn, so that L2 is seen at its best.
-        seed: Of the data.
-        grid: Points a side of the loss maps.
     """
 
-    n: int = 500
-    angles: tuple[float, float] = (5.0, 50.0)
+    n: int = 500  #: Examples a task.
+    angles: tuple[float, float] = (5.0, 50.0)  #: Of the two lines, degrees.
+    #: Class means at plus and minus this along the line; its sign gives the sense of the labels.
     separation: tuple[float, float] = (1.0, -1.0)
-    along: float = 1.0
-    across: float = 0.1
-    tolerance: float = 0.03
+    along: float = 1.0  #: Standard deviation along the line.
+    across: float = 0.1  #: Standard deviation across it.
+    tolerance: float = 0.03  #: A loss within so many nats of the task's lowest counts as low.
+    #: Strengths to choose from; the one with the lowest summed loss is drawn, so that L2 is seen at its best.
     l2: tuple[float, ...] = (0.01, 0.03, 0.05, 0.06, 0.08, 0.1, 0.3)
-    seed: int = 0
-    grid: int = 161
+    seed: int = 0  #: Of the data.
+    grid: int = 161  #: Points a side of the loss maps.
 
 
 @dataclass
 class Plane:
-    """What Figure 1 shows.
+    """What Figure 1 shows."""
 
-    Attributes:
-        setup: Settings.
-        axes: Values of w_1 and of w_2 on the maps, (grid,) each.
-        losses: Mean negative log likelihood of each task on the maps, nats, (2, grid, grid), indexed [task][w_2][w_1].
-        modes: The tasks' own optima, (2, 2).
-        paths: By method, the points of gradient descent on its objective from A's optimum, (steps, 2).
-        precision: n times the Fisher of task A at its optimum, (2, 2).
-        strengths: By method.
-        regret: By method, each task's loss at the path's end minus its lowest, nats.
-    """
-
-    setup: FigureOne
-    axes: list[list[float]]
-    losses: list[list[list[float]]]
-    modes: list[list[float]]
-    paths: dict[str, list[list[float]]]
-    precision: list[list[float]]
-    strengths: dict[str, float]
-    regret: dict[str, list[float]]
+    setup: FigureOne  #: Settings.
+    axes: list[list[float]]  #: Values of w_1 and of w_2 on the maps, (grid,) each.
+    losses: list[list[list[float]]]  #: Mean negative log likelihoods, nats, (2, grid, grid), as [task][w_2][w_1].
+    modes: list[list[float]]  #: The tasks' own optima, (2, 2).
+    paths: dict[str, list[list[float]]]  #: By method, points of descent on its objective from A's optimum, (steps, 2).
+    precision: list[list[float]]  #: n times the Fisher of task A at its optimum, (2, 2).
+    strengths: dict[str, float]  #: By method.
+    regret: dict[str, list[float]]  #: By method, each task's loss at the path's end minus its lowest, nats.
 
 
 def two_parameter_tasks(setup: FigureOne) -> tuple[Examples, Examples]:
@@ -91,9 +71,9 @@ def figure_one(setup: FigureOne) -> Plane:
     origin = flatten(flat.mean)
     mode_a = approximate(lambda w: setup.n * nll(w[None], first)[0], origin).mode
     mode_b = approximate(lambda w: setup.n * nll(w[None], second)[0], origin).mode
+    lowest = [nll(mode_a[None], first), nll(mode_b[None], second)]
     start = unflatten(mode_a, flat.mean)
     restore(model, start)
-    lowest = [nll(mode_a[None], first), nll(mode_b[None], second)]
 
     full = laplace(model, first, Full.isotropic(start))
     same = flat.moved(start, {name: torch.full_like(value, setup.n) for name, value in start.items()})
@@ -110,9 +90,8 @@ def figure_one(setup: FigureOne) -> Plane:
             restore(model, start)
             path = _descend(model, second, belief, strength)
             ends = [(nll(path[-1:], part) - low).item() for part, low in zip((first, second), lowest, strict=True)]
-            found.append((sum(ends), strength, path, ends))
-        _, strengths[name], path, regret[name] = min(found, key=lambda option: option[0])
-        paths[name] = path.tolist()
+            found.append((ends, strength, path.tolist()))
+        regret[name], strengths[name], paths[name] = min(found, key=lambda option: sum(option[0]))
 
     corners = torch.cat([torch.tensor(path, dtype=torch.float64) for path in paths.values()] + [mode_b[None]])
     low, high = corners.amin(0), corners.amax(0)

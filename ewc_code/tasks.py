@@ -20,10 +20,7 @@ Transform = Callable[[Tensor], Tensor]
 class Task:
     """One task: images seen through a transform, applied when a part is asked for, so that only one copy is in memory.
 
-    Args:
-        name: For tables and errors.
-        images: Train, validation and test part.
-        transform: (n, d) -> (n, d), or None for the images as they are.
+    The name is for tables and errors; the transform maps (n, d) -> (n, d), or is None for the images as they are.
     """
 
     name: str
@@ -52,39 +49,27 @@ class Task:
 def mnist_then_fashion(train_limit: int | None = None) -> tuple[Task, Task]:
     """Digits, then clothes, in the same ten output places: the experiment of the tutorial that this book grew from.
 
-    Args:
-        train_limit: At most so many training examples a task (all by default).
+    With `train_limit`, at most so many training examples a task.
     """
-    first, second = (limited(load(name), train_limit) for name in ("MNIST", "FashionMNIST"))
-    return Task("MNIST", first), Task("Fashion-MNIST", second)
+    digits, clothes = (limited(load(name), train_limit) for name in ("MNIST", "FashionMNIST"))
+    return Task("MNIST", digits), Task("Fashion-MNIST", clothes)
 
 
 def permuted(images: Images, count: int, seed: int = 0) -> tuple[Task, ...]:
-    """`count` tasks that differ by a fixed shuffle of the pixels; the first keeps them in place.
+    """`count` tasks (at least 1) that differ by a fixed shuffle of the pixels; the first keeps them in place.
 
     Equally hard for a fully connected network, and nothing learned of one task's pixels holds for the next
-    (Goodfellow et al. 2013; Kirkpatrick et al. 2017).
-
-    Args:
-        images: Usually `data.load("MNIST")`.
-        count: Number of tasks, at least 1.
-        seed: Of the permutations.
+    (Goodfellow et al. 2013; Kirkpatrick et al. 2017). The images are usually `data.load("MNIST")`.
     """
     _at_least_one(count)
-    draw = generator(seed)
-    pixels = images.train.x.shape[1]
-    orders = [torch.randperm(pixels, generator=draw).to(images.train.x.device) for _ in range(count - 1)]
+    draw, x = generator(seed), images.train.x
+    orders = [torch.randperm(x.shape[1], generator=draw).to(x.device) for _ in range(count - 1)]
     moved = [Task(f"permutation {i}", images, partial(_permute, order=order)) for i, order in enumerate(orders, 2)]
     return Task("permutation 1", images), *moved
 
 
 def rotated(images: Images, degrees: tuple[float, ...]) -> tuple[Task, ...]:
-    """One task an angle: the images turned counter-clockwise about their centre, bilinear, black outside.
-
-    Args:
-        images: Square images, flattened.
-        degrees: An angle for each task.
-    """
+    """A task an angle: square images, flattened, turned counter-clockwise about the centre, bilinear, black outside."""
     _at_least_one(len(degrees))
     return tuple(Task(f"{angle:g} degrees", images, partial(_rotate, degrees=angle)) for angle in degrees)
 

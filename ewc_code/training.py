@@ -8,41 +8,31 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ewc_code.consolidation import Method
 from ewc_code.data import Examples
 from ewc_code.environment import generator
 from ewc_code.gaussian import Belief
-from ewc_code.models import Params, classes, evaluating, snapshot
+from ewc_code.models import Params, evaluating, flatten, nll, outputs, snapshot
 from ewc_code.tasks import Task
 
-# Steps between looks at the loss; a look makes a GPU wait, so it is looked at less often there.
-CHECK_EVERY = {"cpu": 1}
-CHECK_EVERY_ELSEWHERE = 50
+CHECK_EVERY = 50  # steps between looks at the loss on a GPU, which a look makes wait; on the CPU it is every step
 CURVE_EXAMPLES = 1000  # enough for a curve (standard error at most 1.6 points), a tenth of the time
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How one task is fitted.
+    """How one task is fitted."""
 
-    Args:
-        epochs: Passes over the task's training examples.
-        batch_size: Examples a step.
-        learning_rate: Of the optimiser, at the first step.
-        decay: Whether the learning rate falls linearly to zero. Without it the last steps' noise is as large as the
-            first ones', and a stiff penalty turns that noise into lost accuracy on the old tasks.
-        optimiser: 'adam' adapts to the penalty's curvature, which spans many orders of magnitude; 'sgd' is the paper's.
-        momentum: For 'sgd'.
-    """
-
-    epochs: int = 2
-    batch_size: int = 128
-    learning_rate: float = 3e-3
+    epochs: int = 2  #: Passes over the task's training examples.
+    batch_size: int = 128  #: Examples a step.
+    learning_rate: float = 3e-3  #: Of the optimiser, at the first step.
+    #: Whether the learning rate falls linearly to zero. Without it the last steps' noise is as large as the first
+    #: ones', and a stiff penalty turns that noise into lost accuracy on the old tasks.
     decay: bool = True
+    #: 'adam' adapts to the penalty's curvature, which spans many orders of magnitude; 'sgd' is the paper's.
     optimiser: Literal["adam", "sgd"] = "adam"
-    momentum: float = 0.0
+    momentum: float = 0.0  #: For 'sgd'.
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
@@ -53,21 +43,13 @@ class Settings:
 
 @dataclass
 class Record:
-    """What happened while a sequence was learned.
+    """What happened while a sequence was learned; `first + later` continues a record by that of the tasks after it."""
 
-    Attributes:
-        names: The tasks', in order.
-        accuracy: R[i][j], accuracy on task j after training on task i, 0..1; `matrix` gives it as a tensor.
-        steps: Optimiser steps done in all when each point of `curves` was taken.
-        curves: Test accuracy on every task at these steps, (points, tasks).
-        losses: Mean training objective of each epoch, nats, per task.
-    """
-
-    names: list[str]
-    accuracy: list[list[float]] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    curves: list[list[float]] = field(default_factory=list)
-    losses: list[list[float]] = field(default_factory=list)
+    names: list[str]  #: The tasks', in order.
+    accuracy: list[list[float]] = field(default_factory=list)  #: R[i][j], on task j after task i, 0..1.
+    steps: list[int] = field(default_factory=list)  #: Optimiser steps done in all at each point of `curves`.
+    curves: list[list[float]] = field(default_factory=list)  #: Test accuracy at these steps, (points, tasks).
+    losses: list[list[float]] = field(default_factory=list)  #: Mean training objective, nats, by task and epoch.
 
     @property
     def matrix(self) -> Float[Tensor, "tasks tasks"]:
@@ -75,7 +57,6 @@ class Record:
         return torch.tensor(self.accuracy)
 
     def __add__(self, later: "Record") -> "Record":
-        """This record continued by that of the tasks after it."""
         parts = ("accuracy", "steps", "curves", "losses")
         return Record(self.names, *(getattr(self, part) + getattr(later, part) for part in parts))
 
@@ -101,14 +82,11 @@ def learn(
         settings: For every task.
         seed: Of the order of the examples; task i (from 0) uses 1000 seed + i.
         curve_points: How often within a task all tasks' accuracy is recorded, on their first `CURVE_EXAMPLES`
-            examples; 0 for only the matrix.
+            examples; 0 for only the rows of the accuracy matrix.
         evaluate_on: 'validation' while settings are being chosen, 'test' to report.
         start: Go on with this task (counted from 0); the model and `belief` are those after the tasks before it.
         stop: End before this task.
         belief: The belief to start with; the method's prior by default.
-
-    Returns:
-        The rows of the accuracy matrix for the tasks learned and, when asked for, the curves.
 
     Raises:
         ValueError: no tasks, another `evaluate_on`, a start in the middle without the belief held there, or as `fit`.
@@ -121,7 +99,7 @@ def learn(
     if start and method.strength and belief is None:
         raise ValueError(
             f"to go on with task {start}, the belief after the tasks before it must be given; got none. "
-            f"Without it nothing of them would be kept."
+            "Without it nothing of them would be kept."
         )
     settings = settings or Settings()
     held_out = [getattr(task, evaluate_on) for task in tasks]
@@ -135,13 +113,11 @@ def learn(
 
     belief = belief or method.prior(snapshot(model))
     for i, task in enumerate(tasks[start:stop], start):
-        train = task.train
-        losses = fit(model, train, belief, method.strength, settings, generator(1000 * seed + i), look, task.name)
+        train, order = task.train, generator(1000 * seed + i)
+        record.losses.append(fit(model, train, belief, method.strength, settings, order, look, task.name))
         with evaluating(model):  # curvature is that of the deterministic network
             belief = method.consolidate(model, train, belief)
-
         record.accuracy.append([accuracy(model, part) for part in held_out])
-        record.losses.append(losses)
         steps_before += _steps(settings, len(train))
     return record
 
@@ -160,48 +136,37 @@ def fit(
 
         minimise  L(theta) + strength / N * prior.energy(theta),     L = mean negative log likelihood, nats
 
-    Args:
-        model: (n, ...) -> logits (n, k).
-        data: The N training examples.
-        prior: Belief held before; its energy is the penalty.
-        strength: lambda, at least 0; Bayes' rule says 1 (chapter "EWC" says why practice uses more).
-        settings: Optimiser and duration.
-        draw: Generator of the order of the examples (on the CPU).
-        observe: Called as observe(step, steps) after every step, and with step 0 before the first.
-        name: Of the task, for errors.
-
-    Returns:
-        Mean objective of each epoch, nats.
+    The model maps (n, ...) -> logits (n, k); the prior is the belief held before the N examples; `strength` is lambda,
+    at least 0: Bayes' rule says 1 (chapter "EWC" says why practice uses more). `draw` generates the order of the
+    examples (on the CPU); `observe(step, steps)` is called after every step, and with step 0 before the first; `name`
+    is the task's, for errors. Returned is the mean objective of each epoch, nats.
+    Source: Kirkpatrick et al. 2017, eq. 3. Chapter "EWC".
 
     Raises:
         ValueError: a negative strength, labels or shapes that do not fit.
         FloatingPointError: the loss became NaN or infinite; the model is put back to where it started, buffers too.
-
-    Source: Kirkpatrick et al. 2017, eq. 3. Chapter "EWC".
     """
-    settings = settings or Settings()
-    draw = draw or generator(0)
+    settings, draw = settings or Settings(), draw or generator(0)
     if not 0 <= strength < math.inf:
         raise ValueError(f"strength must be finite and at least 0; got {strength}.")
-    classes(model, data)
+    outputs(model, data)
     if not torch.isfinite(data.x).all():
         raise ValueError(f"the inputs of {name} must be finite; got NaN or infinity. Clean or drop these examples.")
     theta: Params = {key: p for key, p in model.named_parameters() if p.requires_grad}
     start = {key: value.clone() for key, value in model.state_dict().items()}
     gradients = [p.grad for p in theta.values()]
     optimiser = _optimiser(list(theta.values()), settings)
-    n, size = len(data), settings.batch_size
-    per_epoch = math.ceil(n / size)
-    check_every = CHECK_EVERY.get(data.x.device.type, CHECK_EVERY_ELSEWHERE)
-    step, steps, means = 0, settings.epochs * per_epoch, []
+    n, steps = len(data), _steps(settings, len(data))
+    step, per_epoch, means = 0, steps // settings.epochs, []
+    check_every = 1 if data.x.device.type == "cpu" else CHECK_EVERY
     try:
         if observe:
             observe(0, steps)
         for _ in range(settings.epochs):
             order = torch.randperm(n, generator=draw).to(data.x.device)
             total = torch.zeros((), device=data.x.device)
-            for index in order.split(size):
-                loss = F.cross_entropy(model(data.x[index]), data.y[index])
+            for index in order.split(settings.batch_size):
+                loss = nll(model(data.x[index]), data.y[index])
                 if strength > 0:
                     loss = loss + strength / n * prior.energy(theta)
                 optimiser.zero_grad(set_to_none=True)
@@ -214,12 +179,12 @@ def fit(
                 total += loss.detach() * len(index)
                 look = step % check_every == 0 or step % per_epoch == 0
                 # The last step can spoil the parameters after a finite loss, and no later loss would show it.
-                if look and not (torch.isfinite(total) and (step < steps or _all_finite(theta))):
+                if look and not (torch.isfinite(total) and (step < steps or torch.isfinite(flatten(theta)).all())):
                     model.load_state_dict(start)
                     raise FloatingPointError(
                         f"loss and parameters must stay finite; at step {step} of {name} the loss was {loss.item()} "
                         f"(seen within the last {check_every} steps; strength {strength:g}, {settings}). "
-                        f"The model was put back to its start. Use a smaller learning rate or strength."
+                        "The model was put back to its start. Use a smaller learning rate or strength."
                     )
                 if observe:
                     observe(step, steps)
@@ -230,27 +195,19 @@ def fit(
     return means
 
 
-def _all_finite(theta: Params) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in theta.values())
-
-
 def _steps(settings: Settings, n: int) -> int:
     return settings.epochs * math.ceil(n / settings.batch_size)
 
 
 def accuracy(model: nn.Module, data: Examples, batch_size: int = 10_000) -> float:
     """Share of examples whose most likely class is the label, 0..1; the model's mode flags are left as they were."""
+    batches = zip(data.x.split(batch_size), data.y.split(batch_size), strict=True)
     with evaluating(model), torch.no_grad():
-        right = sum(
-            (model(data.x[i : i + batch_size]).argmax(1) == data.y[i : i + batch_size]).sum().item()
-            for i in range(0, len(data), batch_size)
-        )
-    return right / len(data)
+        return sum((model(x).argmax(1) == y).sum().item() for x, y in batches) / len(data)
 
 
 def _optimiser(parameters: list[Tensor], settings: Settings) -> torch.optim.Optimizer:
     if settings.optimiser == "sgd":
         return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
-    # One fused kernel instead of a dozen passes over the parameters, where the device has it.
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    fused = parameters[0].device.type in ("cpu", "cuda")  # one kernel instead of a dozen passes over the parameters
     return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import examples, network, score
 
-from ewc_code import consolidation, experiments
+from ewc_code import consolidation, experiments, fisher, variants
 from ewc_code.data import Examples, Images, load
 from ewc_code.experiments import Comparison, as_json, choose, compare
 from ewc_code.gaussian import Diagonal
@@ -111,9 +111,11 @@ def test_results_survive_json(found: experiments.Compared) -> None:
 def test_argmax_belief_is_the_slip_it_says_it_is() -> None:
     model, data = network(), examples(9)
     prior = Diagonal.isotropic(snapshot(model))
-    slip = experiments._argmax_laplace(model, data, prior, 4)
+    slip = experiments._with_estimate("slip", lambda m, d: variants.argmax(m, d[:4]), 1.0).consolidate(
+        model, data, prior
+    )
     squares = [score(model, x, int(model(x[None]).argmax())).square() for x in data.x[:4]]
     torch.testing.assert_close(flatten(slip.precision), 9 * torch.stack(squares).mean(0))
-    few = experiments._few_laplace(model, data, prior, 4)
+    few = experiments._with_estimate("few", lambda m, d: fisher.diagonal(m, d[:4]), 1.0).consolidate(model, data, prior)
     whole = consolidation.ewc(1.0).consolidate(model, data[:4], prior)
     torch.testing.assert_close(flatten(few.precision), 9 / 4 * flatten(whole.precision))

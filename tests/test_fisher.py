@@ -223,7 +223,8 @@ def right_short_last_batch(model: nn.Module, data: Examples) -> Tensor:
 
 
 def right_per_example_gradients(model: nn.Module, data: Examples) -> Tensor:
-    return flatten(fisher._score_squares(model, data, "exact")) / len(data)
+    vectors = fisher._vectors(model(data.x).detach(), data.y, "exact", data.x)
+    return flatten({n: f.mean(0) for n, f in fisher._squares(model, snapshot(model), data.x, vectors).items()})
 
 
 def right_full_matrix(model: nn.Module, data: Examples) -> Tensor:

@@ -11,10 +11,10 @@ from ewc_code.data import Examples
 from ewc_code.environment import device
 from ewc_code.models import (
     TwoParameters,
-    classes,
     evaluating,
     flatten,
     mlp,
+    outputs,
     relu_logits_mlp,
     restore,
     snapshot,
@@ -126,14 +126,14 @@ def test_evaluating_gives_each_module_its_own_flag_back() -> None:
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
 
 
-def test_classes_counts_the_outputs_and_leaves_no_trace() -> None:
+def test_outputs_counts_the_outputs_and_leaves_no_trace() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3)).double().to(device())
     with nothing_changes(model):
-        assert classes(model, examples()) == 3
-        assert classes(model, examples(1)) == 3  # batch norm in training mode would refuse a single example
+        assert outputs(model, examples()) == 3
+        assert outputs(model, examples(1)) == 3  # batch norm in training mode would refuse a single example
 
 
-def test_classes_refuses_labels_and_shapes_that_do_not_fit() -> None:
+def test_outputs_refuses_labels_and_shapes_that_do_not_fit() -> None:
     model, data = network(), examples()
     for bad, match in (
         (Examples(data.x, data.y * 0 + 3), r"0\.\.2 for this model; got 3\.\.3.*Renumber the labels"),
@@ -141,13 +141,13 @@ def test_classes_refuses_labels_and_shapes_that_do_not_fit() -> None:
         (examples(features=5), r"shape \(2, 5\), torch.float64.*Check the input size"),
     ):
         with pytest.raises(ValueError, match=match):
-            classes(model, bad)
+            outputs(model, bad)
 
 
-def test_classes_refuses_what_are_not_logits() -> None:
+def test_outputs_refuses_what_are_not_logits() -> None:
     class Summed(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).sum()
 
     with pytest.raises(ValueError, match=r"must return logits of shape \(n, classes\).*got \(\)"):
-        classes(Summed(4, 3).double().to(device()), examples())
+        outputs(Summed(4, 3).double().to(device()), examples())

@@ -9,33 +9,4 @@ from ewc_code.plots.densities import contours, evidence, failures, parabolas, ra
 from ewc_code.plots.information import along_training, one_image, pixels, sampling, spectra, step_halving
 from ewc_code.plots.learning import before_after, curves, figure_one, image_rows, ladder, strengths
 from ewc_code.plots.style import COLOURS, DASHES, use_style
-
-__all__ = [
-    "COLOURS",
-    "DASHES",
-    "along_training",
-    "arrival",
-    "before_after",
-    "contours",
-    "curves",
-    "evidence",
-    "failures",
-    "figure_one",
-    "image_rows",
-    "kept",
-    "ladder",
-    "one_image",
-    "orders",
-    "parabolas",
-    "pixels",
-    "rates",
-    "sampling",
-    "spectra",
-    "springs",
-    "step_halving",
-    "strengths",
-    "turned",
-    "updates",
-    "use_style",
-    "valleys",
-]
+from ewc_code.plots.wild import apart, common_and_own, first_layer, multiples, subset

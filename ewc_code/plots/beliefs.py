@@ -49,12 +49,10 @@ def springs(theta: np.ndarray, energies: Mapping[str, np.ndarray]) -> Figure:
     """Energies (nats) over one parameter, each with its minimum marked and named."""
     figure, panel = plt.subplots(figsize=(WIDTH, 3.0))
     for (name, energy), colour, dash in zip(energies.items(), ("blue", "orange", "black"), DASHES, strict=False):
-        at = int(energy.argmin())
+        lowest = theta[energy.argmin()], energy.min()
         panel.plot(theta, energy, color=COLOURS[colour], linestyle=dash)
-        panel.plot(theta[at], energy[at], "o", color=COLOURS[colour], clip_on=False, zorder=3)
-        panel.annotate(
-            name, (theta[at], energy[at]), (0, 9), textcoords="offset points", ha="center", color=COLOURS[colour]
-        )
+        panel.plot(*lowest, "o", color=COLOURS[colour], clip_on=False, zorder=3)
+        panel.annotate(name, lowest, (0, 9), textcoords="offset points", ha="center", color=COLOURS[colour])
     panel.set(xlabel=r"$\theta$", ylabel="energy, nats", ylim=(0, 9), xlim=(theta[0], theta[-1]))
     return figure
 
@@ -71,9 +69,8 @@ def valleys(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], j
             axis.add_patch(Ellipse(tuple(mean), width, height, angle=turn, fill=False, edgecolor=COLOURS[colour],
                                    linestyle=dash, linewidth=1.8, label=name))  # fmt: skip
             axis.plot(*mean, "o", color=COLOURS[colour], markersize=4)
-        axis.plot(
-            *joint, "x", color=COLOURS["vermilion"], markersize=9, markeredgewidth=2.2, label="both tasks at once"
-        )
+        cross = {"color": COLOURS["vermilion"], "markersize": 9, "markeredgewidth": 2.2}
+        axis.plot(*joint, "x", label="both tasks at once", **cross)
         axis.set(title=title, xlabel=r"$\theta_1$ (intercept)", xlim=(-2.8, 1.8), ylim=(-0.7, 3), aspect="equal")
     axes[0].set_ylabel(r"$\theta_2$ (slope)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -105,10 +102,7 @@ def orders(by_order: Mapping[str, Interval], full: Interval) -> Figure:
     panel.errorbar(x, [e.mean for _, e in ranked], [e.half for _, e in ranked], fmt="s", markersize=4, capsize=2,
                    color=COLOURS["vermilion"])  # fmt: skip
     panel.text(len(ranked) - 1, ranked[-1][1].high + 0.008, "diagonal only", color=COLOURS["vermilion"], ha="right")
-    panel.set(
-        ylabel="mean test accuracy",
-        xlabel="order of the tasks",
-        ylim=(min(e.low for _, e in ranked) - 0.04, full.high + 0.06),
-    )
+    bottom = min(e.low for _, e in ranked) - 0.04
+    panel.set(ylabel="mean test accuracy", xlabel="order of the tasks", ylim=(bottom, full.high + 0.06))
     panel.set_xticks(x, [name for name, _ in ranked], rotation=90, family="monospace", fontsize=8)
     return figure

@@ -1,4 +1,7 @@
-"""Figures of the chapter "Laplace": densities and their Gaussians, errors, evidence, and digits that turn."""
+"""Figures of the chapter "Laplace": densities and their Gaussians, errors, evidence, and digits that turn.
+
+A panel is a mapping with `title`, `xlabel`, `x` and what the figure's docstring names, numbers at `x`.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,11 +16,7 @@ GAUSSIAN = {"color": COLOURS["vermilion"], "linestyle": "--", "label": "Laplace"
 
 
 def parabolas(panels: Sequence[Mapping]) -> Figure:
-    """Energies with their parabolas above, the densities they give below; one column a panel.
-
-    Args:
-        panels: Mappings with `title`, `xlabel`, `x`, and at `x` the `energy`, `parabola`, `density` and `gaussian`.
-    """
+    """Above `energy` with its `parabola`, below `density` and `gaussian`; one column a panel."""
     figure, axes = plt.subplots(2, len(panels), figsize=(WIDTH, 4.2), sharex="col")
     for (above, below), panel in zip(axes.T, panels, strict=True):
         above.plot(panel["x"], panel["energy"], **EXACT)
@@ -34,26 +33,14 @@ def parabolas(panels: Sequence[Mapping]) -> Figure:
 
 
 def contours(panels: Sequence[Mapping], labels: tuple[str, str] = ("$w_1$", "$w_2$")) -> Figure:
-    """Two-parameter densities: shaded exact, dashed the Gaussian's lines at the same heights.
-
-    Args:
-        panels: Mappings with `title`, axes `x` (a,) and `y` (b,), `exact` and `gaussian` (b, a).
-        labels: Of the axes.
-    """
+    """Densities on `x` (a,) and `y` (b,): `exact` (b, a) shaded, `gaussian` dashed at equal heights."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.5), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         levels = np.max(panel["exact"]) * np.exp([-4.5, -2.0, -0.5])  # 3, 2 and 1 standard deviations of a Gaussian
-        axis.contourf(
-            panel["x"],
-            panel["y"],
-            panel["exact"],
-            [*levels, 1.001 * np.max(panel["exact"])],
-            cmap="Blues",
-            vmin=-levels[1],
-            vmax=levels[2],
-        )
-        axis.contour(panel["x"], panel["y"], panel["exact"], levels, colors=COLOURS["blue"], linewidths=1.2)
-        axis.contour(panel["x"], panel["y"], panel["gaussian"], levels, colors=COLOURS["vermilion"], linestyles="--")
+        x, y, exact = panel["x"], panel["y"], panel["exact"]
+        axis.contourf(x, y, exact, [*levels, 1.001 * np.max(exact)], cmap="Blues", vmin=-levels[1], vmax=levels[2])
+        axis.contour(x, y, exact, levels, colors=COLOURS["blue"], linewidths=1.2)
+        axis.contour(x, y, panel["gaussian"], levels, colors=COLOURS["vermilion"], linestyles="--")
         axis.set(title=panel["title"], xlabel=labels[0], ylabel=labels[1])
     handles = [plt.Line2D([], [], **EXACT), plt.Line2D([], [], **GAUSSIAN)]
     axes[0, 0].legend(handles=handles, loc="lower right")
@@ -61,13 +48,7 @@ def contours(panels: Sequence[Mapping], labels: tuple[str, str] = ("$w_1$", "$w_
 
 
 def rates(n: Sequence[int], errors: Mapping[str, tuple[np.ndarray, float]], xlabel: str = "examples $N$") -> Figure:
-    """How errors fall with the number of examples: every seed faint, the mean strong, a line of the slope expected.
-
-    Args:
-        n: Sizes, (k,).
-        errors: By name, positive errors (seeds, k) and the expected exponent of n.
-        xlabel: Of the horizontal axis.
-    """
+    """How errors (seeds, k) fall with n (k,): seeds faint, the mean strong, a line with the expected exponent of n."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
     names = ("blue", "vermilion", "green")
     for (name, (values, slope)), colour, marker in zip(errors.items(), names, "os^", strict=False):
@@ -77,19 +58,14 @@ def rates(n: Sequence[int], errors: Mapping[str, tuple[np.ndarray, float]], xlab
         guide = mean[-1] * (np.asarray(n) / n[-1]) ** slope
         axis.loglog(n, guide, color=COLOURS[colour], linestyle="--", linewidth=1)
         axis.annotate(name, (n[-1], mean[-1]), (8, 0), textcoords="offset points", color=COLOURS[colour], va="center")
-    axis.set(
-        xlabel=xlabel, ylabel="error", xticks=n, xticklabels=[str(size) for size in n], xlim=(n[0] / 1.15, n[-1] * 5)
-    )
+    axis.set(xlabel=xlabel, ylabel="error", xlim=(n[0] / 1.15, n[-1] * 5))
+    axis.set_xticks(n, [str(size) for size in n])
     axis.minorticks_off()
     return figure
 
 
 def failures(panels: Sequence[Mapping]) -> Figure:
-    """Densities of one parameter where the Gaussian at the mode misleads.
-
-    Args:
-        panels: Mappings with `title`, `xlabel`, `x`, `exact` and `gaussian`.
-    """
+    """Densities of one parameter where the Gaussian at the mode misleads: `exact` and `gaussian`."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8))
     for axis, panel in zip(axes, panels, strict=True):
         axis.fill_between(panel["x"], panel["exact"], color=COLOURS["blue"], alpha=0.15, linewidth=0)
@@ -102,12 +78,9 @@ def failures(panels: Sequence[Mapping]) -> Figure:
 
 
 def evidence(precision: Sequence[float], curves: Mapping[str, np.ndarray], held_out: np.ndarray) -> Figure:
-    """Log evidence (above) and held-out loss (below) against the prior's precision, one faint line a seed.
+    """Log evidence per example above, validation loss at the mode below, against the prior's precision (k,).
 
-    Args:
-        precision: Of the prior, (k,).
-        curves: By name, log evidence per example (seeds, k), nats.
-        held_out: Mean validation loss at the mode (seeds, k), nats.
+    Both in nats, (seeds, k), one faint line a seed.
     """
     figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 4.4), sharex=True)
     for (name, values), colour, dash in zip(curves.items(), ("blue", "green"), DASHES, strict=False):
@@ -129,15 +102,7 @@ def _seeds(axis: plt.Axes, x: Sequence[float], values: np.ndarray, colour: str, 
 def turned(
     images: np.ndarray, shown: Sequence[float], angles: Sequence[float], curves: Mapping[str, np.ndarray], ylabel: str
 ) -> Figure:
-    """A digit at several angles, and below what the network makes of it.
-
-    Args:
-        images: (m, side, side), one a shown angle.
-        shown: Angles of the images, degrees.
-        angles: Of the curves, degrees, (k,).
-        curves: By name, shares between 0 and 1, (seeds, k).
-        ylabel: What the curves are.
-    """
+    """A digit (m, side, side) at the angles `shown`, degrees; below, by name, shares (seeds, k) at all `angles`."""
     figure = plt.figure(figsize=(WIDTH, 4.0))
     grid = figure.add_gridspec(2, len(shown), height_ratios=(1, 3))
     for i, (image, angle) in enumerate(zip(images, shown, strict=True)):

@@ -49,13 +49,9 @@ def spectra(eigenvalues: dict[str, tuple[Tensor, Tensor]], threshold: float) -> 
 def one_image(x: Tensor, hidden: Tensor, probs: Tensor, back: Tensor, weight: Tensor, output: Tensor) -> Figure:
     """One image on its way through a 784-100-10 network, and what it adds to the Fisher of the two weight matrices.
 
-    Args:
-        x: Pixels, (784,).
-        hidden: Activations of the hidden layer, (100,).
-        probs: Class probabilities, (10,).
-        back: Expected squared gradient at the hidden layer's output, (100,).
-        weight: Addition to the first layer's Fisher summed over the hidden units, (784,).
-        output: Addition to the output layer's Fisher, (10, 100).
+    `x` pixels (784,), `hidden` activations (100,), `probs` (10,), `back` mean squared gradient at the hidden layer's
+    output (100,), `weight` addition to the first layer's Fisher summed over the hidden units (784,), `output` to the
+    output layer's (10, 100).
     """
     figure, panels = plt.subplots(2, 3, figsize=(WIDTH, 4.7), width_ratios=(1, 1, 1.35))
     side = int(len(hidden) ** 0.5)

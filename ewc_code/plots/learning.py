@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -42,10 +41,7 @@ def image_rows(sets: Sequence[Images], count: int = 10) -> Figure:
 def curves(records: Mapping[str, Sequence[Record]], switches: Sequence[int], height: float = 2.1) -> Figure:
     """Test accuracy on each task while all are learned: a panel a task, a line a method, a band its 95 % interval.
 
-    Args:
-        records: By method, one record a seed, with the same steps.
-        switches: Steps at which a new task begins.
-        height: Of one panel, inches.
+    `records` by method, one a seed, with the same steps; `switches` steps at which a task begins; `height` in inches.
     """
     names = next(iter(records.values()))[0].names
     figure, axes = plt.subplots(len(names), 1, figsize=(WIDTH, height * len(names)), sharex=True, squeeze=False)
@@ -59,15 +55,12 @@ def curves(records: Mapping[str, Sequence[Record]], switches: Sequence[int], hei
         for step in switches:
             axis.axvline(step, color=COLOURS["grey"], linewidth=1, linestyle="-")
         axis.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, runs[0].steps[-1]), title=f"on {name}")
-        _mark_phase(axis, j, [0, *switches, runs[0].steps[-1]])
+        bounds = [0, *switches, runs[0].steps[-1]]
+        axis.axvspan(bounds[j], bounds[j + 1], color=COLOURS["grey"], alpha=0.12, linewidth=0)
     axes[-1, 0].set_xlabel("optimiser steps; the shaded stretch is where the panel's own task is trained")
     if len(records) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(records))
     return figure
-
-
-def _mark_phase(axis: Axes, task: int, bounds: Sequence[int]) -> None:
-    axis.axvspan(bounds[task], bounds[task + 1], color=COLOURS["grey"], alpha=0.12, linewidth=0)
 
 
 def before_after(

@@ -1,0 +1,155 @@
+"""Speed, error and memory of every system in `systems.py`, in one run; writes results/fisher.json (`make bench`).
+
+Every round times the limit (one forward and backward pass over the same images) and then the system, so that a
+neighbour's load falls on both; the ratio is the median over the rounds. Times per round stand in pytest-benchmark's own
+output. A peer that is not installed is skipped, and absent from the results.
+"""
+
+import copy
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import systems
+import torch
+
+from ewc_code import environment, fisher
+from ewc_code.models import Params, flatten, mlp
+
+RESULTS = Path(os.environ.get("EWC_BENCH_RESULTS", Path(__file__).parent / "results")) / "fisher.json"
+ROUNDS = 5
+GROWTH = {
+    "examples": [(784, 400, 400, 10, n) for n in (1_000, 2_000, 4_000, 8_000)],
+    "width": [(784, w, w, 10, 2_000) for w in (100, 200, 400, 800, 1600)],
+    "classes": [(784, 400, 400, k, 2_000) for k in (2, 5, 10, 20, 40)],
+}
+rows: list[dict] = []
+growth: list[dict] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def results():
+    """Write what was measured, whole or not at all."""
+    yield
+    versions = environment.versions() | {
+        name: importlib.metadata.version(distribution)
+        for name, distribution in PEERS.items()
+        if importlib.util.find_spec(name)
+    }
+    text = json.dumps(
+        {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "device": str(environment.device()),
+            "hardware": environment.hardware(),
+            "threads": torch.get_num_threads(),
+            "versions": versions,
+            "rounds": ROUNDS,
+            "rows": rows,
+            "growth": growth,
+        },
+        indent=1,
+    )
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    partial = RESULTS.with_suffix(".partial")
+    partial.write_text(text + "\n")
+    partial.replace(RESULTS)
+
+
+PEERS = {
+    "backpack": "backpack-for-pytorch",
+    "curvlinops": "curvlinops-for-pytorch",
+    "nngeometry": "nngeometry",
+    "laplace": "laplace-torch",
+    "opacus": "opacus",
+}
+
+
+def seconds(work) -> float:
+    """Wall-clock seconds of one call, the device's queue included."""
+    start = time.perf_counter()
+    work()
+    if environment.device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compared(benchmark, limit, work, rounds: int) -> tuple[float, float]:
+    """Median seconds of the work, and median ratio limit / work over rounds that hold both."""
+    limits: list[float] = []
+    works: list[float] = []
+    benchmark.pedantic(
+        lambda: works.append(seconds(work)),
+        setup=lambda: limits.append(seconds(limit)),
+        rounds=rounds,
+        warmup_rounds=1,
+    )
+    pairs = list(zip(limits, works, strict=True))[1:]
+    return statistics.median(works[1:]), statistics.median(a / b for a, b in pairs)
+
+
+@pytest.mark.parametrize("network", systems.NETWORKS)
+@pytest.mark.parametrize("name", systems.SYSTEMS)
+def test_system(benchmark, name: str, network: str) -> None:
+    system = systems.SYSTEMS[name]
+    if system.peer in PEERS:
+        pytest.importorskip(system.peer, reason=f"{PEERS[system.peer]} is not installed: make peers")
+    model, data = systems.case(network, system.images)
+    reference, other = copy.deepcopy(model), copy.deepcopy(model)
+    work = system.make(model, data)
+    median, ratio = compared(benchmark, systems.plain(other, data), work, ROUNDS if system.images > 1000 else 3)
+    rows.append(
+        {
+            "network": network,
+            "name": name,
+            "kind": system.kind,
+            "images": len(data),
+            "examples_per_second": len(data) / median,
+            "ratio": ratio,
+            "relative_error": error(reference, data, system.kind, work()),
+            "peak_megabytes": peak(name, network),
+        }
+    )
+
+
+def error(model, data, kind: str, found: Params | None) -> float | None:
+    """Distance from the float64 result, |found - true| / |true|; of sampled labels, from the exact they estimate."""
+    if found is None:
+        return None
+    labels = "data" if kind == "data" else "exact"
+    true = flatten(fisher.diagonal(model.double(), systems.Examples(data.x.double(), data.y), labels))
+    distance = (flatten(found).double() - true).norm() / true.norm()
+    return distance.item() if torch.isfinite(distance) else None
+
+
+def peak(name: str, network: str) -> float | None:
+    """In a process of its own, so that nothing else's memory is counted; None where the system does not tell."""
+    command = [sys.executable, str(Path(__file__).with_name("systems.py")), name, network]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
+
+
+@pytest.mark.parametrize("what", GROWTH)
+def test_growth(benchmark, what: str) -> None:
+    """How the time of the exact diagonal grows with examples, width and classes."""
+    for i, (*sizes, n) in enumerate(GROWTH[what]):
+        model = mlp(tuple(sizes)).to(environment.device())
+        _, data = systems.case("784-400-400-10", n)
+        data = systems.Examples(data.x, data.y % sizes[-1])
+        if i < len(GROWTH[what]) - 1:
+            pairs = [
+                (seconds(systems.plain(model, data)), seconds(lambda d=data, m=model: fisher.diagonal(m, d)))
+                for _ in range(4)
+            ][1:]
+            median, ratio = statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
+        else:  # pytest-benchmark wants one measurement a test: the largest
+            work = lambda d=data, m=model: fisher.diagonal(m, d)  # noqa: E731
+            median, ratio = compared(benchmark, systems.plain(model, data), work, 3)
+        growth.append({"varied": what, "sizes": sizes, "images": n, "seconds": median, "ratio": ratio})

@@ -1,0 +1,205 @@
+"""One pass through a network, layer by layer: what each layer received, and what comes back to its output.
+
+The score of a weight matrix is made of these two alone (chapter "Fisher information"), so the Fisher of Linear and
+Conv2d layers needs no per-example gradient from autograd. Layers for which this would not hold are left out, never
+guessed at: `closed_form` says which remain.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layer = nn.Linear | nn.Conv2d
+Layers = dict[str, Layer]  # by name in the model
+
+# What acts on each number alone: the way back through it is one product with its derivative.
+ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass over one batch.
+
+    Attributes:
+        outputs: Of the model, (b, k), detached.
+        inputs: Of each layer, by name, (b, ...).
+        back: Gradient at the outputs, (b, k) -> gradients at each layer's output, by name, (b, ...). They are good
+            until the next call, which may write over them.
+    """
+
+    outputs: Tensor
+    inputs: dict[str, Tensor]
+    back: Callable[[Tensor], dict[str, Tensor]]
+
+
+def closed_form(model: nn.Module, x: Tensor) -> Layers:
+    """The layers whose per-example gradient is (gradient at the output) x (input), summed over positions if any.
+
+    These are plain Linear and Conv2d layers that own their parameters and run once an example. A parameter that is
+    used elsewhere too, or a layer that does not see example i in row i, would make the formula wrong without a sign;
+    so its squares are compared with autograd's, example by example, on the first two inputs.
+
+    Args:
+        model: In a deterministic mode.
+        x: Inputs, (n, ...).
+    """
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    layers = {name: module for name, module in model.named_modules() if _plain(module, owners)}
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(lambda _m, _i, n=name: calls.update([n])).remove)
+        with torch.no_grad():
+            model(x[:1])
+    layers = {name: layer for name, layer in layers.items() if calls[name] == 1}
+    if not layers:
+        return {}
+    probe = run(model, layers, x[:2])
+    # Not the score, which a well fitted example makes vanish: a direction that no fit can hide.
+    direction = torch.linspace(1, 2, probe.outputs.shape[1], dtype=probe.outputs.dtype, device=x.device)
+    back = probe.back(direction.expand_as(probe.outputs))
+    parameters = dict(model.named_parameters())
+    with torch.enable_grad():
+        heads = (model(x[:2]) @ direction).unbind()
+    kept = {}
+    for name, layer in layers.items():
+        if len(back[name]) != len(heads) or len(probe.inputs[name]) != len(heads):
+            continue
+        each = (columns(layer, back[name]).mT @ rows(layer, probe.inputs[name])).square().sum(0)  # (out, in + 1)
+        names = [f"{name}.{own}" if name else own for own, p in layer.named_parameters() if p.requires_grad]
+        wanted = [parameters[n] for n in names]
+        true = [sum(g.square() for g in column) for column in zip(*_each(heads, wanted), strict=True)]
+        found = split(layer, each)
+        if all(_close(found[n.rpartition(".")[2]], t) for n, t in zip(names, true, strict=True)):
+            kept[name] = layer
+    return kept
+
+
+def _each(heads: tuple[Tensor, ...], wanted: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    return [torch.autograd.grad(head, wanted, retain_graph=True, materialize_grads=True) for head in heads]
+
+
+def _close(found: Tensor, true: Tensor) -> bool:
+    return bool((found - true).norm() <= 1e-3 * true.norm())
+
+
+def _plain(module: nn.Module, owners: Counter[int]) -> TypeGuard[Layer]:
+    if type(module) is nn.Conv2d:
+        if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return False
+    elif type(module) is not nn.Linear:
+        return False
+    own = list(module.parameters())
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and all(owners[id(p)] == 1 for p in own) and any(p.requires_grad for p in own)
+
+
+def run(model: nn.Module, layers: Layers, x: Float[Tensor, "b ..."]) -> Pass:
+    """A forward pass that keeps what `layers` received, with the way back to their outputs."""
+    stack = _stack(model)
+    if stack is not None and x.ndim == 2 and layers.keys() == stack.keys():
+        return _run_stack(stack, x)
+    inputs: dict[str, Tensor] = {}
+    edges: dict[str, torch.autograd.graph.GradientEdge] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, received: tuple[Tensor, ...], returned: Tensor) -> None:
+            inputs[name] = received[0].detach()
+            # The place in the graph, not the tensor: what follows may work in place on that.
+            edges[name] = torch.autograd.graph.get_gradient_edge(returned)
+
+        return hook
+
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_hook(keep(name)).remove)
+        outputs = model(x)
+
+    def back(gradient: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(outputs, list(edges.values()), gradient, retain_graph=True, materialize_grads=True)
+        return dict(zip(edges, found, strict=True))
+
+    return Pass(outputs.detach(), inputs, back)
+
+
+def _stack(model: nn.Module) -> dict[str, tuple[nn.Linear, nn.Sequential]] | None:
+    """Linear layers, each with the elementwise modules after it, when the model is nothing but these in a row."""
+    if type(model) is not nn.Sequential or model._forward_hooks or model._forward_pre_hooks:
+        return None
+    stack: dict[str, tuple[nn.Linear, nn.Sequential]] = {}
+    for name, module in model.named_children():
+        if type(module) is nn.Linear:
+            stack[name] = (module, nn.Sequential())
+        elif stack and type(module) in ELEMENTWISE and not getattr(module, "inplace", False):
+            next(reversed(stack.values()))[1].append(module)
+        else:
+            return None
+    return stack
+
+
+def _run_stack(stack: dict[str, tuple[nn.Linear, nn.Sequential]], x: Float[Tensor, "b d"]) -> Pass:
+    r"""Backpropagation by hand: g_l = slope_l * (g_{l+1} W_{l+1}), into the same memory for every gradient.
+
+    Autograd would take the slopes anew, and new memory, at each of the k - 1 ways back of the exact Fisher.
+    """
+    inputs, slopes, h = {}, {}, x
+    for name, (layer, after) in stack.items():
+        inputs[name] = h
+        with torch.no_grad():
+            h = layer(h)  # (b, out)
+        if len(after):
+            with torch.enable_grad():
+                start = h.requires_grad_()
+                end = after(start)
+                (slopes[name],) = torch.autograd.grad(end, start, torch.ones_like(end))
+            h = end.detach()
+    weights = {name: layer.weight.detach() for name, (layer, _) in stack.items()}
+    names = list(stack)
+    room = {name: torch.empty(len(x), len(weight), dtype=h.dtype, device=h.device) for name, weight in weights.items()}
+
+    def back(gradient: Tensor) -> dict[str, Tensor]:
+        room[names[-1]].copy_(gradient)
+        for i in range(len(names) - 1, -1, -1):
+            g = room[names[i]]  # (b, out)
+            if names[i] in slopes:
+                g.mul_(slopes[names[i]])
+            if i > 0:
+                torch.mm(g, weights[names[i]], out=room[names[i - 1]])
+        return room
+
+    return Pass(h, inputs, back)
+
+
+def is_flat(layer: Layer, received: Tensor) -> bool:
+    """Whether each example is one row: then its gradient is one outer product, and the square of it factorises."""
+    return isinstance(layer, nn.Linear) and received.ndim == 2
+
+
+def rows(layer: Layer, received: Tensor) -> Float[Tensor, "b t i"]:
+    """The inputs as vectors that the weight matrix multiplies, one a position, with a 1 appended for the bias."""
+    if isinstance(layer, nn.Conv2d):
+        padding = layer.padding if not isinstance(layer.padding, str) else 0  # strings were refused by `_plain`
+        patches = F.unfold(received, layer.kernel_size, layer.dilation, padding, layer.stride)
+        found = patches.mT  # (b, positions, channels x kernel)
+    else:
+        found = received.reshape(len(received), -1, received.shape[-1])
+    return F.pad(found, (0, 1), value=1.0) if layer.bias is not None else found
+
+
+def columns(layer: Layer, g: Tensor) -> Float[Tensor, "b t o"]:
+    """The gradients at the outputs as vectors, one a position."""
+    return g.flatten(2).mT if isinstance(layer, nn.Conv2d) else g.reshape(len(g), -1, g.shape[-1])
+
+
+def split(layer: Layer, whole: Float[Tensor, "o i"]) -> dict[str, Tensor]:
+    """One matrix for weight and bias as the two parameters' own shapes; the inverse of appending the 1."""
+    if layer.bias is None:
+        return {"weight": whole.reshape(layer.weight.shape)}
+    return {"weight": whole[:, :-1].reshape(layer.weight.shape), "bias": whole[:, -1]}

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 
 import torch
@@ -12,10 +13,8 @@ SCALES = ("smoke", "laptop", "paper")
 def device() -> torch.device:
     """Device that everything runs on: `EWC_DEVICE` when set, else CUDA, else the CPU.
 
-    Apple's MPS is used only on request (`EWC_DEVICE=mps`): it has no float64, which the exactness checks need.
-
-    Raises:
-        ValueError: the name is no device, or this machine or this torch does not have it.
+    Apple's MPS is used only on request (`EWC_DEVICE=mps`): it has no float64, which the exactness checks need. A name
+    that is no device, or that this machine or this torch does not have, is a ValueError.
     """
     name = os.environ.get("EWC_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -33,11 +32,8 @@ def device() -> torch.device:
 def scale() -> str:
     """Size of the experiments: `EWC_SCALE` when set, else 'paper' on CUDA and 'laptop' elsewhere.
 
-    Returns:
-        'smoke' (seconds a chapter, for tests), 'laptop' (minutes for the book on two cores) or 'paper'.
-
-    Raises:
-        ValueError: `EWC_SCALE` is set to something else.
+    It is 'smoke' (seconds a chapter, for tests), 'laptop' (minutes for the book on two cores) or 'paper'; anything else
+    is a ValueError.
     """
     name = os.environ.get("EWC_SCALE") or ("paper" if device().type == "cuda" else "laptop")
     if name not in SCALES:
@@ -48,9 +44,8 @@ def scale() -> str:
 def generator(seed: int, on: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own, so that nothing depends on torch's global state.
 
-    Args:
-        seed: Any integer; the same seed gives the same numbers again on the same machine.
-        on: Device of the tensors it will draw. Drawing on the CPU and moving gives the same draws on every device.
+    The same seed, any integer, gives the same numbers again on the same machine. `on` is the device of the tensors it
+    will draw; drawing on the CPU and moving gives the same draws on every device.
     """
     return torch.Generator(device=on).manual_seed(seed)
 
@@ -78,11 +73,8 @@ def hardware() -> str:
 
 def _processor() -> str:
     """Model name of the processor: Linux keeps it where `platform` does not look."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -31,81 +31,54 @@ L2_LADDER = (0.01, 0.03, 0.1, 0.3)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Plain training, L2 and EWC on one sequence of tasks.
+    """Plain training, L2 and EWC on one sequence of tasks."""
 
-    Args:
-        sizes: Of the network.
-        train_limit: Training examples a task, at most; None for all.
-        settings: Of the training on each task.
-        seeds: Of the reported runs: initial weights, order of examples.
-        choosing: Seeds of the runs that choose the strengths; none of `seeds`.
-        ewc: Strengths to choose from.
-        l2: Strengths to choose from.
-        tasks: Number of tasks, for permuted MNIST.
-        curve_points: Looks at the test accuracy within a task.
-    """
-
-    sizes: tuple[int, ...] = (784, 200, 200, 10)
-    train_limit: int | None = 8_000
-    settings: Settings = Settings()
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    choosing: tuple[int, ...] = (100, 101)
-    ewc: tuple[float, ...] = LADDER
-    l2: tuple[float, ...] = L2_LADDER
-    tasks: int = 2
-    curve_points: int = 8
+    sizes: tuple[int, ...] = (784, 200, 200, 10)  #: Of the network.
+    train_limit: int | None = 8_000  #: Training examples a task, at most; None for all.
+    settings: Settings = Settings()  #: Of the training on each task.
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  #: Of the reported runs: initial weights, order of examples.
+    choosing: tuple[int, ...] = (100, 101)  #: Seeds of the runs that choose the strengths; none of `seeds`.
+    ewc: tuple[float, ...] = LADDER  #: Strengths to choose from.
+    l2: tuple[float, ...] = L2_LADDER  #: Strengths to choose from.
+    tasks: int = 2  #: Number of tasks, for permuted MNIST.
+    curve_points: int = 8  #: Looks at the test accuracy within a task.
 
     def __post_init__(self) -> None:
-        if set(self.seeds) & set(self.choosing):
-            raise ValueError(
-                f"seeds that choose must not be reported; both hold {set(self.seeds) & set(self.choosing)}."
-            )
+        if both := set(self.seeds) & set(self.choosing):
+            raise ValueError(f"seeds that choose must not be reported; both hold {both}.")
 
+
+PAPER = Comparison(train_limit=None, settings=Settings(epochs=10), seeds=tuple(range(10)))
+LONG = replace(PAPER, settings=Settings(epochs=5), curve_points=0)
 
 MNIST_THEN_FASHION = {
     "smoke": Comparison(
-        sizes=(784, 32, 10), train_limit=2000, seeds=(0, 1, 2, 3), choosing=(100,), ewc=(100.0, 1000.0), l2=(0.01, 0.1),
-        settings=SMOKE, curve_points=4,
+        sizes=(784, 32, 10), train_limit=2000, settings=SMOKE, seeds=(0, 1, 2, 3), choosing=(100,),
+        ewc=(100.0, 1000.0), l2=(0.01, 0.1), curve_points=4,
     ),
     "laptop": Comparison(),
-    "paper": Comparison(
-        sizes=(784, 400, 400, 400, 10), train_limit=None, seeds=tuple(range(10)), settings=Settings(epochs=10)
-    ),
+    "paper": replace(PAPER, sizes=(784, 400, 400, 400, 10)),
 }  # fmt: skip
 
-LONG = Comparison(train_limit=None, settings=Settings(epochs=5), seeds=tuple(range(10)), curve_points=0)
-
 PERMUTED = {
-    "smoke": Comparison(
-        sizes=(784, 32, 10), train_limit=2000, seeds=(0, 1, 2, 3), choosing=(100,), ewc=(100.0, 1000.0), l2=(0.01, 0.1),
-        settings=SMOKE, tasks=3, curve_points=4,
-    ),
+    "smoke": replace(MNIST_THEN_FASHION["smoke"], tasks=3),
     "laptop": Comparison(
-        sizes=(784, 100, 100, 10), train_limit=8_000, choosing=(100,), tasks=3, curve_points=6,
+        sizes=(784, 100, 100, 10), choosing=(100,), tasks=3, curve_points=6,
         ewc=(10.0, 100.0, 1000.0), l2=(0.003, 0.01, 0.03),
     ),
-    "paper": Comparison(
-        sizes=(784, 400, 400, 10), train_limit=None, seeds=tuple(range(10)), tasks=3,
-        settings=Settings(epochs=10), l2=(0.01, 0.03, 0.1, 0.3, 1.0),
-    ),
+    "paper": replace(PAPER, sizes=(784, 400, 400, 10), tasks=3, l2=(*L2_LADDER, 1.0)),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A strength and the validation accuracies that chose it.
+    """A strength and the validation accuracies that chose it."""
 
-    Attributes:
-        method: Name.
-        strengths: Those tried.
-        validation: Accuracy on each task after the last one, mean over the choosing seeds, (strengths, tasks).
-        best: The strength with the highest average over the tasks.
-    """
-
-    method: str
-    strengths: list[float]
+    method: str  #: Name.
+    strengths: list[float]  #: Those tried.
+    #: Accuracy on each task after the last one, mean over the choosing seeds, (strengths, tasks).
     validation: list[list[float]]
-    best: float
+    best: float  #: The strength with the highest average over the tasks.
 
     @property
     def at_edge(self) -> bool:
@@ -132,28 +105,17 @@ class Compared:
 
 
 def compare(
-    setup: Comparison,
-    tasks: Sequence[Task],
-    network: Network = mlp,
-    progress: Callable[[str], None] = lambda line: None,
+    setup: Comparison, tasks: Sequence[Task], network: Network = mlp, progress: Callable[[str], None] = lambda _: None
 ) -> Compared:
     """Choose each strength on validation data, then run every method on fresh seeds and look at the test data.
 
-    Args:
-        setup: Settings.
-        tasks: The sequence.
-        network: (sizes, seed) -> model.
-        progress: Called with one line after each step.
+    `tasks` is the sequence, `network` maps (sizes, seed) -> model, `progress` is called with a line after each step.
     """
-    families: dict[str, tuple[Callable[[float], Method], tuple[float, ...]]] = {
-        "EWC": (consolidation.ewc, setup.ewc),
-        "L2": (consolidation.l2, setup.l2),
-    }
-    chosen = {}
-    for name, (family, strengths) in families.items():
+    chosen, methods = {}, [consolidation.none()]
+    for name, family, strengths in (("EWC", consolidation.ewc, setup.ewc), ("L2", consolidation.l2, setup.l2)):
         chosen[name] = choose(name, family, strengths, setup, tasks, network)
+        methods.append(family(chosen[name].best))
         progress(f"{name}: strength {chosen[name].best:g} chosen on validation data")
-    methods = [consolidation.none(), *(families[name][0](picked.best) for name, picked in chosen.items())]
     records = report(setup, tasks, methods, network)
     progress(f"{len(methods)} methods, {len(setup.seeds)} seeds each: done")
     return Compared(setup, [task.name for task in tasks], chosen, records)
@@ -174,14 +136,13 @@ def choose(
     scores = torch.zeros(len(strengths), len(tasks))
     for seed in setup.choosing:
         model = network(setup.sizes, seed).to(device())
-        learn(model, tasks, consolidation.none(), setup.settings, seed, evaluate_on="validation", stop=1)
+        go_on = partial(learn, model, tasks, settings=setup.settings, seed=seed, evaluate_on="validation")
+        go_on(consolidation.none(), stop=1)
         mode = snapshot(model)
         belief = method(1.0).consolidate(model, tasks[0].train, method(1.0).prior(mode))
         for i, strength in enumerate(strengths):
             restore(model, mode)
-            record = learn(
-                model, tasks, method(strength), setup.settings, seed, 0, "validation", start=1, belief=belief
-            )
+            record = go_on(method(strength), start=1, belief=belief)
             scores[i] += torch.tensor(record.accuracy[-1]) / len(setup.choosing)
     best = int(scores.mean(1).argmax())
     return Chosen(name, list(strengths), scores.tolist(), strengths[best])
@@ -268,17 +229,12 @@ def similarity(setup: Similarity) -> dict[float, list[Record]]:
 
 @dataclass(frozen=True)
 class Repairs:
-    """The tutorial that this book grew from, repaired one thing at a time, on MNIST then Fashion-MNIST.
+    """The tutorial that this book grew from, repaired one thing at a time, on MNIST then Fashion-MNIST."""
 
-    Args:
-        comparison: Network, data, training and seeds: those of the other curves, so that only the flaws differ.
-        images: Of the Fisher that is computed one image at a time.
-        importance: The tutorial's factor of its penalty, which has no 1/2: strength = 2 importance.
-    """
-
+    #: Network, data, training and seeds: those of the other curves, so that only the flaws differ.
     comparison: Comparison = Comparison()
-    images: int = 200
-    importance: float = 1000.0
+    images: int = 200  #: Of the Fisher that is computed one image at a time.
+    importance: float = 1000.0  #: The tutorial's factor of its penalty, which has no 1/2: strength = 2 importance.
 
 
 def repairs(setup: Repairs) -> dict[str, list[Record]]:
@@ -302,49 +258,39 @@ def repairs(setup: Repairs) -> dict[str, list[Record]]:
 
 @dataclass(frozen=True)
 class Wild:
-    """What other estimates of the Fisher do to EWC, on MNIST then Fashion-MNIST.
+    """What other estimates of the Fisher do to EWC, on MNIST then Fashion-MNIST."""
 
-    Args:
-        comparison: Network, data, training and seeds; long enough to fit, because that is where the estimates part.
-        relative: Strengths to try, each divided by the estimate's trace as a share of the exact one: so every estimate
-            is offered the same choice, in its own units.
-        batch_size: Of the estimates that square a batch's mean gradient.
-        images: Of the estimates that go example by example.
-        few: Images of the exact Fisher from few images.
-    """
-
+    #: Network, data, training and seeds; long enough to fit, because that is where the estimates part.
     comparison: Comparison = Comparison((784, 100, 10), 2500, Settings(epochs=6), (0, 1, 2, 3), (100,), curve_points=0)
+    #: Strengths to try, each divided by the estimate's trace as a share of the exact one: so every estimate is offered
+    #: the same choice, in its own units.
     relative: tuple[float, ...] = (30.0, 100.0, 300.0, 1000.0)
-    batch_size: int = 128
-    images: int = 500
-    few: int = 100
+    batch_size: int = 128  #: Of the estimates that square a batch's mean gradient.
+    images: int = 500  #: Of the estimates that go example by example.
+    few: int = 100  #: Images of the exact Fisher from few images.
 
 
-_WIDE = Comparison((784, 400, 400, 10), None, Settings(epochs=10), tuple(range(10)), curve_points=0)
 WILD = {
     "smoke": Wild(
         Comparison((784, 32, 10), 800, SMOKE, (0, 1, 2), (100,), curve_points=0), (100.0, 1000.0), 64, 200, 50
     ),
     "laptop": Wild(),
-    "paper": Wild(_WIDE, (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0), images=10_000),
-}
+    "paper": Wild(
+        replace(PAPER, sizes=(784, 400, 400, 10), curve_points=0),
+        relative=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0), images=10_000,
+    ),
+}  # fmt: skip
 
 
 @dataclass
 class Varied:
-    """EWC with each estimate.
+    """EWC with each estimate."""
 
-    Attributes:
-        shares: Trace over the exact one's, on the choosing seeds.
-        chosen: Strengths tried there, and the best.
-        common: Records with the strength that is best for the exact Fisher, one a seed; also 'plain', without penalty.
-        own: Records with each estimate's own best strength.
-    """
-
-    shares: dict[str, float]
-    chosen: dict[str, Chosen]
+    shares: dict[str, float]  #: Trace over the exact one's, on the choosing seeds.
+    chosen: dict[str, Chosen]  #: Strengths tried there, and the best.
+    #: Records with the strength that is best for the exact Fisher, one a seed; also 'plain', without penalty.
     common: dict[str, list[Record]]
-    own: dict[str, list[Record]]
+    own: dict[str, list[Record]]  #: Records with each estimate's own best strength.
 
 
 def estimates(setup: Wild) -> dict[str, Callable[[nn.Module, Examples], Params]]:
@@ -365,7 +311,7 @@ def estimates(setup: Wild) -> dict[str, Callable[[nn.Module, Examples], Params]]
     }
 
 
-def wild(setup: Wild, progress: Callable[[str], None] = lambda line: None) -> Varied:
+def wild(setup: Wild, progress: Callable[[str], None] = lambda _: None) -> Varied:
     """Choose each estimate's strength on validation data and seeds of their own, then report on the test data."""
     common, found = setup.comparison, estimates(setup)
     pair = mnist_then_fashion(common.train_limit)

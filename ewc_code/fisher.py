@@ -82,17 +82,11 @@ def diagonal(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A diagonal Fisher from some of the examples, with what the choice of them leaves open.
+    """A diagonal Fisher from some of the examples, with what the choice of them leaves open."""
 
-    Attributes:
-        mean: As `diagonal` returns it.
-        standard_error: Of the mean, the same names and shapes.
-        examples: Number used.
-    """
-
-    mean: Params
-    standard_error: Params
-    examples: int
+    mean: Params  #: As `diagonal` returns it.
+    standard_error: Params  #: Of the mean, the same names and shapes.
+    examples: int  #: Number used.
 
 
 def estimate(
@@ -111,11 +105,8 @@ def estimate(
     The factor 1 - n/N is what a choice without replacement from a finite set leaves. The noise of drawn labels does not
     go away with all examples seen: with 'sampled' the factor is left out, which errs on the safe side where n is large.
 
-    Args:
-        model, labels, batch_size, draws: As for `diagonal`.
-        data: The N examples to draw from.
-        examples: n, from 2 to N.
-        generator: Of the choice, and of the draws of 'sampled'.
+    `data` are the N examples to draw from, `examples` is n, from 2 to N, and `generator` is that of the choice, and of
+    the draws of 'sampled'. All else is as for `diagonal`.
 
     Source: Cochran 1977, section 2.6 (simple random sampling). Chapter "Fisher in the wild".
     """
@@ -137,15 +128,12 @@ class Factors:
         KFAC    F ~ G (x) A
         EKFAC   F ~ (U_G (x) U_A) diag(scale) (U_G (x) U_A)^T,   U the eigenvectors of G and A
 
-    Attributes:
-        inputs: A = 1/N sum h h^T, summed over positions, (in + 1, in + 1); no "+ 1" without a bias.
-        outputs: G = 1/N sum E[g g^T], mean over positions, (out, out).
-        scale: Second moments along the eigenvectors, (out, in + 1); None for KFAC.
+    Without a bias there is no "+ 1".
     """
 
-    inputs: Float[Tensor, "i i"]
-    outputs: Float[Tensor, "o o"]
-    scale: Float[Tensor, "o i"] | None = None
+    inputs: Float[Tensor, "i i"]  #: A = 1/N sum h h^T, summed over positions, (in + 1, in + 1).
+    outputs: Float[Tensor, "o o"]  #: G = 1/N sum E[g g^T], mean over positions, (out, out).
+    scale: Float[Tensor, "o i"] | None = None  #: Second moments along the eigenvectors, (out, in + 1); None for KFAC.
 
     def dense(self) -> Float[Tensor, "oi oi"]:
         """The matrix, parameters in the order of the rows of [W b]."""
@@ -164,24 +152,18 @@ def kronecker(
     draws: int = 1,
     corrected: bool = False,
 ) -> dict[str, Factors]:
-    r"""Kronecker factors of the mean Fisher, a pair a layer (KFAC), between layers nothing.
+    r"""Kronecker factors of the mean Fisher by layer, a pair for each (KFAC), between layers nothing.
 
         Linear   G (x) A = (1/N sum E[g g^T]) (x) (1/N sum h h^T)
         Conv2d   A = 1/N sum_x sum_t h_t h_t^T,   G = 1/(N T) sum_x sum_t E[g_t g_t^T]     (T positions)
 
     Exact for one example, and where g and h are independent. `corrected` replaces the eigenvalues by the second moments
-    of the gradients along the eigenvectors (EKFAC), which makes the diagonal in that basis exact.
-
-    Args:
-        model: As for `diagonal`; all trainable parameters in Linear and Conv2d layers that run once an example.
-        data, labels, generator, batch_size, draws: As for `diagonal`.
-        corrected: EKFAC instead of KFAC; a second pass over the data, with the same draws.
-
-    Returns:
-        By layer.
+    of the gradients along the eigenvectors (EKFAC), which makes the diagonal in that basis exact; it takes a second
+    pass over the data, with the same draws. All else is as for `diagonal`.
 
     Raises:
-        ValueError: as `diagonal`, and for a parameter outside of such layers, or layers frozen in part.
+        ValueError: as `diagonal`, and for a trainable parameter that is in no Linear or Conv2d layer that runs once an
+            example, or layers frozen in part.
 
     Source: Martens & Grosse 2015, eq. 1; Grosse & Martens 2016, section 3.1; George et al. 2018, section 3. Chapter
     "Fisher in the wild".
@@ -205,7 +187,7 @@ def kronecker(
                 g[name] = g[name] + torch.einsum("bto,btp->op", c, c) / (len(data) * c.shape[1])
     if not corrected:
         return {name: Factors(a[name], g[name]) for name in found}
-    bases = {name: (torch.linalg.eigh(a[name]).eigenvectors, torch.linalg.eigh(g[name]).eigenvectors) for name in found}
+    bases = {name: [torch.linalg.eigh(factor[name]).eigenvectors for factor in (a, g)] for name in found}
     for _, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
         turned = {name: layers.rows(layer, seen.inputs[name]) @ bases[name][0] for name, layer in found.items()}
         for arrived in map(seen.back, vectors):
@@ -229,15 +211,9 @@ def full(
 
         F = 1/N sum_x J^T (sum_m r_m r_m^T) J        ('exact', classes: the bracket is diag(p) - p p^T)
 
-    Args:
-        model, data, labels, generator, draws: As for `diagonal`.
-        batch_size: Examples whose Jacobians (outputs x parameters each) are in memory at a time.
-
-    Returns:
-        (P, P), symmetric, positive semidefinite; rows and columns in the order of `models.flatten`.
-
-    Raises:
-        ValueError: as `diagonal`, and when the model has too many parameters.
+    Returned is (P, P), symmetric, positive semidefinite; rows and columns in the order of `models.flatten`. Arguments
+    and errors are as for `diagonal`, but `batch_size` counts the examples whose Jacobians (outputs x parameters each)
+    are in memory at a time, and a model with too many parameters is a ValueError too.
 
     Source: Martens 2020, section 5. Chapter "Fisher information".
     """
@@ -256,14 +232,9 @@ def full(
 def scores(model: nn.Module, x: Tensor, y: Tensor, params: Params | None = None) -> Params:
     """Per-example scores d log p(y | x) / d theta, by `vmap` over single examples; the plain way, and the oracle.
 
-    Args:
-        model: (n, ...) -> outputs (n, k).
-        x: Inputs, (n, ...).
-        y: Class indices, (n,), or regression targets, (n, k).
-        params: Where to take them; None for the model's own parameters. `torch.func` transforms act on this.
-
-    Returns:
-        By name, (n, *parameter shape), nats per unit of the parameter.
+    The model maps inputs `x` (n, ...) -> outputs (n, k); `y` are class indices, (n,), or regression targets, (n, k).
+    Scores are taken at `params`, on which `torch.func` transforms act; None for the model's own parameters. Returned
+    are (n, *parameter shape) by name, nats per unit of the parameter.
     """
 
     def log_prob(theta: Params, xi: Tensor, yi: Tensor) -> Tensor:

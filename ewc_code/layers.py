@@ -6,7 +6,7 @@ guessed at: `closed_form` says which remain.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -25,17 +25,12 @@ ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass over one batch.
+    """A forward pass over one batch."""
 
-    Attributes:
-        outputs: Of the model, (b, k), detached.
-        inputs: Of each layer, by name, (b, ...).
-        back: Gradient at the outputs, (b, k) -> gradients at each layer's output, by name, (b, ...). They are good
-            until the next call, which may write over them.
-    """
-
-    outputs: Tensor
-    inputs: dict[str, Tensor]
+    outputs: Tensor  #: Of the model, (b, k), detached.
+    inputs: dict[str, Tensor]  #: Of each layer, by name, (b, ...).
+    #: Gradient at the outputs, (b, k) -> gradients at each layer's output, by name, (b, ...). They are good until the
+    #: next call, which may write over them.
     back: Callable[[Tensor], dict[str, Tensor]]
 
 
@@ -44,11 +39,8 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
 
     These are plain Linear and Conv2d layers that own their parameters and run once an example. A parameter that is
     used elsewhere too, or a layer that does not see example i in row i, would make the formula wrong without a sign;
-    so its squares are compared with autograd's, example by example, on the first two inputs.
-
-    Args:
-        model: In a deterministic mode.
-        x: Inputs, (n, ...).
+    so its squares are compared with autograd's, example by example, on the first two of the inputs `x`, (n, ...). The
+    model must be in a deterministic mode.
     """
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     layers = {name: module for name, module in model.named_modules() if _plain(module, owners)}
@@ -65,7 +57,6 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
     # Not the score, which a well fitted example makes vanish: a direction that no fit can hide.
     direction = torch.linspace(1, 2, probe.outputs.shape[1], dtype=probe.outputs.dtype, device=x.device)
     back = probe.back(direction.expand_as(probe.outputs))
-    parameters = dict(model.named_parameters())
     with torch.enable_grad():
         heads = (model(x[:2]) @ direction).unbind()
     kept = {}
@@ -73,21 +64,13 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
         if len(back[name]) != len(heads) or len(probe.inputs[name]) != len(heads):
             continue
         each = (columns(layer, back[name]).mT @ rows(layer, probe.inputs[name])).square().sum(0)  # (out, in + 1)
-        names = [f"{name}.{own}" if name else own for own, p in layer.named_parameters() if p.requires_grad]
-        wanted = [parameters[n] for n in names]
-        true = [sum(g.square() for g in column) for column in zip(*_each(heads, wanted), strict=True)]
+        own = {n: p for n, p in layer.named_parameters() if p.requires_grad}
+        grads = [torch.autograd.grad(h, list(own.values()), retain_graph=True, materialize_grads=True) for h in heads]
+        true = [torch.stack(column).square().sum(0) for column in zip(*grads, strict=True)]
         found = split(layer, each)
-        if all(_close(found[n.rpartition(".")[2]], t) for n, t in zip(names, true, strict=True)):
+        if all((found[n] - t).norm() <= 1e-3 * t.norm() for n, t in zip(own, true, strict=True)):
             kept[name] = layer
     return kept
-
-
-def _each(heads: tuple[Tensor, ...], wanted: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    return [torch.autograd.grad(head, wanted, retain_graph=True, materialize_grads=True) for head in heads]
-
-
-def _close(found: Tensor, true: Tensor) -> bool:
-    return bool((found - true).norm() <= 1e-3 * true.norm())
 
 
 def _plain(module: nn.Module, owners: Counter[int]) -> TypeGuard[Layer]:
@@ -108,18 +91,16 @@ def run(model: nn.Module, layers: Layers, x: Float[Tensor, "b ..."]) -> Pass:
         return _run_stack(stack, x)
     inputs: dict[str, Tensor] = {}
     edges: dict[str, torch.autograd.graph.GradientEdge] = {}
+    names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, received: tuple[Tensor, ...], returned: Tensor) -> None:
-            inputs[name] = received[0].detach()
-            # The place in the graph, not the tensor: what follows may work in place on that.
-            edges[name] = torch.autograd.graph.get_gradient_edge(returned)
-
-        return hook
+    def keep(layer: nn.Module, received: tuple[Tensor, ...], returned: Tensor) -> None:
+        inputs[names[layer]] = received[0].detach()
+        # The place in the graph, not the tensor: what follows may work in place on that.
+        edges[names[layer]] = torch.autograd.graph.get_gradient_edge(returned)
 
     with ExitStack() as hooks, torch.enable_grad():
-        for name, layer in layers.items():
-            hooks.callback(layer.register_forward_hook(keep(name)).remove)
+        for layer in layers.values():
+            hooks.callback(layer.register_forward_hook(keep).remove)
         outputs = model(x)
 
     def back(gradient: Tensor) -> dict[str, Tensor]:
@@ -186,8 +167,7 @@ def rows(layer: Layer, received: Tensor) -> Float[Tensor, "b t i"]:
     """The inputs as vectors that the weight matrix multiplies, one a position, with a 1 appended for the bias."""
     if isinstance(layer, nn.Conv2d):
         padding = layer.padding if not isinstance(layer.padding, str) else 0  # strings were refused by `_plain`
-        patches = F.unfold(received, layer.kernel_size, layer.dilation, padding, layer.stride)
-        found = patches.mT  # (b, positions, channels x kernel)
+        found = F.unfold(received, layer.kernel_size, layer.dilation, padding, layer.stride).mT  # (b, t, i)
     else:
         found = received.reshape(len(received), -1, received.shape[-1])
     return F.pad(found, (0, 1), value=1.0) if layer.bias is not None else found

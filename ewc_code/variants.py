@@ -36,13 +36,15 @@ def squared_batch_gradient(model: nn.Module, data: Examples, batch_size: int) ->
     With labels drawn from the model E s = 0 at every x, and B times this is unbiased; with the data's labels it is not.
     A last batch that is not full is left out.
     """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(value) for name, value in snapshot(model).items()}
     starts = range(0, len(data) - batch_size + 1, batch_size)
     if not starts:
         raise ValueError(f"batch_size must be at most the number of examples, {len(data)}; got {batch_size}.")
     for start in starts:
         batch = data[start : start + batch_size]
-        for name, g in _gradient(model, F.cross_entropy(model(batch.x), batch.y)).items():
+        gradients = torch.autograd.grad(F.cross_entropy(model(batch.x), batch.y), list(named.values()))
+        for name, g in zip(named, gradients, strict=True):
             total[name] += g.square() / len(starts)
     return total
 
@@ -67,7 +69,9 @@ def indexed_not_gathered(model: nn.Module, data: Examples, batch_size: int) -> P
     for start in range(0, len(data), batch_size):
         batch = data[start : start + batch_size]
         shares = F.one_hot(batch.y, answers(model, batch[:1]).shape[1]).to(batch.x.dtype).mean(0)  # of each label
-        part = _mean_square(model, batch, lambda theta, x, _y, s=shares: _log_probs(model, theta, x) @ s)
+        part = _mean_square(
+            model, batch, lambda theta, x, _y, s=shares: functional_call(model, theta, (x[None],)).log_softmax(1)[0] @ s
+        )
         for name, value in part.items():
             total[name] += value * len(batch) / len(data)
     return total
@@ -77,15 +81,6 @@ def answers(model: nn.Module, data: Examples, batch_size: int = 10_000) -> Tenso
     """The model's logits for all inputs, (n, k), without gradients."""
     with torch.no_grad():
         return torch.cat([model(data.x[i : i + batch_size]) for i in range(0, len(data), batch_size)])
-
-
-def _log_probs(model: nn.Module, theta: Params, x: Tensor) -> Tensor:
-    return functional_call(model, theta, (x[None],)).log_softmax(1)[0]
-
-
-def _gradient(model: nn.Module, loss: Tensor) -> Params:
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
 def _mean_square(model: nn.Module, data: Examples, function: Callable[..., Tensor]) -> Params:

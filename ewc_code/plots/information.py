@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter
 from torch import Tensor
 
-from ewc_code.plots.style import COLOURS, DASHES, WIDTH
+from ewc_code.plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
 
 
 def step_halving(steps: Sequence[float], deviations: Tensor, remainders: Tensor) -> Figure:
@@ -39,10 +39,8 @@ def spectra(eigenvalues: dict[str, tuple[Tensor, Tensor]], threshold: float) -> 
         axes.set_yscale("symlog", linthresh=threshold)
         axes.set(title=title, xlabel="rank of the eigenvalue")
     panels[0].set_ylabel("eigenvalue")
-    panels[-1].text(0.97, 0.93, "Fisher (line)", color=COLOURS["blue"], transform=panels[-1].transAxes, ha="right")
-    panels[-1].text(
-        0.97, 0.85, "Hessian (dots)", color=COLOURS["vermilion"], transform=panels[-1].transAxes, ha="right"
-    )
+    for height, text, colour in ((0.93, "Fisher (line)", "blue"), (0.85, "Hessian (dots)", "vermilion")):
+        panels[-1].text(0.97, height, text, color=COLOURS[colour], transform=panels[-1].transAxes, ha="right")
     return figure
 
 
@@ -86,10 +84,9 @@ def sampling(draws: Sequence[int], errors: Tensor, predicted: Tensor) -> Figure:
     axes.loglog(draws, predicted, color=COLOURS["black"], linestyle="--", linewidth=1.2)
     axes.set(xlabel="labels drawn for each image", ylabel="relative error of the diagonal")
     axes.set_xticks(draws, [str(n) for n in draws])
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.yaxis.set_minor_locator(NullLocator())
     lines = (("root mean square over seeds", "blue"), ("one seed", "sky"), (r"theory, no fit: slope $-1/2$", "black"))
     for i, (text, colour) in enumerate(lines):
         axes.text(0.98, 0.92 - 0.09 * i, text, color=COLOURS[colour], transform=axes.transAxes, ha="right")
@@ -102,10 +99,9 @@ def along_training(
     """The Fisher's trace while a network learns, (seeds, looks) by layer, and the two factors that it is made of."""
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 3.2), width_ratios=(1.25, 1, 1))
     at = np.asarray(steps) + 1
-    colours = [COLOURS[name] for name in ("blue", "vermilion", "black")]
-    for (name, values), colour, dash in zip(traces.items(), colours, DASHES, strict=False):
-        panels[0].loglog(at, values.T, color=colour, alpha=0.35, linewidth=0.8, linestyle=dash)
-        panels[0].loglog(at, values.mean(0), color=colour, linestyle=dash, label=name)
+    for (name, values), colour, dash in zip(traces.items(), ("blue", "vermilion", "black"), DASHES, strict=False):
+        panels[0].loglog(at, values.T, color=COLOURS[colour], alpha=0.35, linewidth=0.8, linestyle=dash)
+        panels[0].loglog(at, values.mean(0), color=COLOURS[colour], linestyle=dash, label=name)
     panels[0].set_title("trace of the Fisher")
     panels[0].legend(loc="lower center", fontsize=8)
     for axes, values, title in ((panels[1], unsure, "unsureness"), (panels[2], gain, "trace / unsureness")):
@@ -132,13 +128,10 @@ def pixels(average: Tensor, maps: dict[str, Tensor]) -> Figure:
     panels[0].set_title("mean image")
     largest = max(values.max().item() for values in maps.values())
     for axes, (title, values) in zip(panels[1:], maps.items(), strict=True):
-        axes.set_facecolor("#b8b8b8")
         shown = np.ma.masked_equal(values.reshape(28, 28).numpy(), 0)
-        picture = axes.imshow(shown, cmap="magma", norm=LogNorm(largest * 1e-6, largest))
+        picture = axes.imshow(shown, cmap=GREY_ZEROS, norm=LogNorm(largest * 1e-6, largest))
         axes.set_title(title)
     figure.colorbar(picture, ax=panels[1:], shrink=0.85)
     for axes in panels:
-        axes.grid(False)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+        axes.set_axis_off()
     return figure

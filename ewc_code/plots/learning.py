@@ -11,7 +11,7 @@ from ewc_code.data import LABELS, Images
 from ewc_code.experiments import Chosen
 from ewc_code.metrics import interval
 from ewc_code.plane import Plane
-from ewc_code.plots.style import COLOURS, WIDTH
+from ewc_code.plots.style import COLOURS, DASHES, WIDTH
 from ewc_code.training import Record
 
 LOOK = {
@@ -72,22 +72,16 @@ def before_after(
     """Accuracy on the first task right after it and after the second, against the number that the groups differ in."""
     figure, axis = plt.subplots(figsize=(WIDTH, 2.9))
     at = np.array(list(groups), dtype=float)
-    for row, label, colour, marker in (
-        (0, "right after learning it", "blue", "D"),
-        (1, "after the second task", "vermilion", "o"),
-    ):
+    looks = (("right after learning it", "blue", "D", "-"), ("after the second task", "vermilion", "o", "--"))
+    for row, (label, colour, marker, dash) in enumerate(looks):
         points = [interval([run.accuracy[row][0] for run in runs]) for runs in groups.values()]
         axis.errorbar(
             at, [p.mean for p in points], [p.half for p in points],
-            color=COLOURS[colour], marker=marker, markersize=5, capsize=3, linestyle="--" if row else "-", label=label,
+            color=COLOURS[colour], marker=marker, markersize=5, capsize=3, linestyle=dash, label=label,
         )  # fmt: skip
-    axis.set(
-        xlabel=xlabel, ylabel="accuracy", ylim=(0, 1.02), xticks=at, xticklabels=[f"{g:g}" for g in groups], title=title
-    )
-    if log:
-        axis.set_xscale("log")
-        axis.set_xticks(at, [f"{g:g}" for g in groups])
-        axis.minorticks_off()
+    axis.set(xlabel=xlabel, ylabel="accuracy", ylim=(0, 1.02), xscale="log" if log else "linear", title=title)
+    axis.set_xticks(at, [f"{g:g}" for g in groups])
+    axis.minorticks_off()
     axis.legend(loc="best")
     return figure
 
@@ -95,12 +89,10 @@ def before_after(
 def strengths(chosen: Sequence[Chosen], names: Sequence[str]) -> Figure:
     """Validation accuracy on each task against the strength, a panel a method; the chosen strength is marked."""
     figure, axes = plt.subplots(1, len(chosen), figsize=(WIDTH, 3.0), sharey=True, squeeze=False)
-    colours = [COLOURS[c] for c in ("blue", "vermilion", "green", "purple")]
     for axis, picked in zip(axes[0], chosen, strict=True):
         table = np.array(picked.validation)  # (strengths, tasks)
-        for j, name in enumerate(names):
-            axis.plot(picked.strengths, table[:, j], color=colours[j], linestyle=("-", "--", "-.", ":")[j], marker="o",
-                      markersize=4, label=name)  # fmt: skip
+        for name, values, colour, dash in zip(names, table.T, COLOURS.values(), DASHES, strict=False):
+            axis.plot(picked.strengths, values, color=colour, linestyle=dash, marker="o", markersize=4, label=name)
         axis.plot(picked.strengths, table.mean(1), color=COLOURS["black"], linestyle="-", linewidth=1, label="average")
         axis.axvline(picked.best, color=COLOURS["grey"], linewidth=4, alpha=0.35)
         axis.set(xscale="log", xlabel=f"strength λ of {picked.method}", ylim=(0, 1.02), title=picked.method)
@@ -119,9 +111,7 @@ def ladder(rungs: Mapping[str, Sequence[Record]]) -> Figure:
             values = [run.accuracy[-1][j] for run in runs]
             found = interval(values)
             axis.plot(values, np.full(len(values), row + shift), ".", color=COLOURS[colour], alpha=0.4, markersize=5)
-            axis.errorbar(
-                found.mean, row + shift, xerr=found.half, color=COLOURS[colour], marker=marker, capsize=3, markersize=6
-            )
+            axis.errorbar(found.mean, row + shift, xerr=found.half, fmt=marker, color=COLOURS[colour], capsize=3)
     handles = [Line2D([], [], color=COLOURS[c], marker=m, linestyle="") for c, m in (("blue", "D"), ("vermilion", "o"))]
     axis.set(yticks=rows, yticklabels=list(rungs), xlabel="test accuracy after both tasks", xlim=(0, 1))
     figure.legend(handles, names, loc="outside upper right", ncols=2)
@@ -134,13 +124,9 @@ def figure_one(plane: Plane, show: Sequence[str] = ("plain", "L2", "EWC", "EWC, 
     w1, w2 = plane.axes
     for task, (colour, label) in enumerate((("sky", "A"), ("orange", "B"))):
         loss = np.array(plane.losses[task])
-        axis.contourf(
-            w1, w2, loss, levels=[0, loss.min() + plane.setup.tolerance], colors=[COLOURS[colour]], alpha=0.35
-        )
-        axis.contour(
-            w1, w2, loss, levels=loss.min() + plane.setup.tolerance * np.array([1, 4, 12]), colors=[COLOURS[colour]],
-            linewidths=[1.6, 0.8, 0.8], linestyles="-",
-        )  # fmt: skip
+        levels = loss.min() + plane.setup.tolerance * np.array([1, 4, 12])
+        axis.contourf(w1, w2, loss, [0, levels[0]], colors=[COLOURS[colour]], alpha=0.35)
+        axis.contour(w1, w2, loss, levels, colors=[COLOURS[colour]], linewidths=[1.6, 0.8, 0.8], linestyles="-")
         x, y = plane.modes[task]
         axis.plot(x, y, "o", color=COLOURS["black"], markersize=6, zorder=5)
         axis.annotate(f"optimum of {label}", (x, y), (0, 9), textcoords="offset points", fontsize=9, ha="center")
@@ -153,7 +139,7 @@ def figure_one(plane: Plane, show: Sequence[str] = ("plain", "L2", "EWC", "EWC, 
             continue
         colour, dash, marker = LOOK[name]
         path = np.array(plane.paths[name])
-        label = name if name in ("plain", "L2") else f"{name.replace('EWC, full', 'EWC, full matrix')}"
+        label = "EWC, full matrix" if name == "EWC, full" else name
         style = (0, (1.2, 0.4)) if name == "L2" else dash
         axis.plot(path[:, 0], path[:, 1], color=colour, linestyle=style, linewidth=width, label=label)
         axis.plot(*path[-1], marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=6)

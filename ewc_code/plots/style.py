@@ -10,6 +10,7 @@ HEX = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22222
 COLOURS = dict(zip(NAMES, HEX, strict=True))
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 WIDTH = 7.2  # inches; the text column of the page
+GREY_ZEROS = plt.get_cmap("magma").with_extremes(bad="#b8b8b8")  # for maps on a log scale, with their zeros masked
 
 
 def use_style() -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ewc_code.metrics import Interval
-from ewc_code.plots.style import COLOURS, DASHES, WIDTH
+from ewc_code.plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
 
 NAMES = ("blue", "vermilion", "green", "purple", "orange", "black")
 
@@ -51,12 +51,9 @@ def first_layer(maps: Mapping[str, Tensor], decades: float = 3.0) -> Figure:
     figure, panels = plt.subplots(1, len(maps), figsize=(WIDTH, 1.9))
     for axis, (title, values) in zip(panels, maps.items(), strict=True):
         shown = np.ma.masked_equal((values / values.max()).reshape(28, 28).cpu().numpy(), 0)
-        picture = axis.imshow(shown, cmap="magma", norm=LogNorm(10**-decades, 1))
-        axis.set_facecolor("#b8b8b8")
+        picture = axis.imshow(shown, cmap=GREY_ZEROS, norm=LogNorm(10**-decades, 1))
         axis.set_title(title, fontsize=9)
-        axis.grid(False)
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        axis.set_axis_off()
     figure.colorbar(picture, ax=panels, shrink=0.8, label="share of the largest")
     return figure
 
@@ -79,9 +76,8 @@ def common_and_own(common: Mapping[str, Interval], own: Mapping[str, Interval], 
     """Accuracy at the common strength and at each estimate's own, with intervals; a dotted line without penalty."""
     figure, axis = plt.subplots(figsize=(WIDTH, 0.42 * len(common) + 1.1))
     rows = np.arange(len(common))[::-1]
-    for found, name, marker, shift, label in (
-        (common, "vermilion", "o", -0.13, "common strength"), (own, "blue", "D", 0.13, "own best strength"),
-    ):  # fmt: skip
+    looks = ((common, "vermilion", "o", -0.13, "common strength"), (own, "blue", "D", 0.13, "own best strength"))
+    for found, name, marker, shift, label in looks:
         axis.errorbar([v.mean for v in found.values()], rows + shift, xerr=[v.half for v in found.values()],
                       color=COLOURS[name], marker=marker, linestyle="none", capsize=3, label=label)  # fmt: skip
     axis.axvline(plain, color=COLOURS["grey"], linestyle=":", label="no penalty")

@@ -6,6 +6,7 @@ parameter name, or None where the result is no diagonal. A peer that is not inst
     python benchmarks/systems.py SYSTEM NETWORK     prints the peak memory of one call, beyond what was there, in MB
 """
 
+import ctypes
 import resource
 import sys
 from collections.abc import Callable
@@ -217,7 +218,7 @@ def opacus(model: nn.Module, data: Examples) -> Work:
     model.train()  # it keeps activations in this mode only; the networks here have nothing that the mode changes
 
     def work() -> Params:
-        wrapped = GradSampleModule(model)
+        wrapped = GradSampleModule(model, loss_reduction="sum")
         total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
         for batch in batches(data, 64):
             model.zero_grad()
@@ -274,7 +275,7 @@ SYSTEMS = {
     "nngeometry, KFAC exact": System(nngeometry("PMatKFAC"), "kronecker", "nngeometry", 2000),
     "curvlinops, KFAC exact": System(curvlinops_kfac, "kronecker", "curvlinops", 2000),
     "curvlinops, XDiag of the exact": System(curvlinops_diagonal, "exact", "curvlinops", 1000),
-    "laplace-torch, exact": System(laplace_torch("diag"), "exact", "laplace", 100),
+    "laplace-torch, exact": System(laplace_torch("diag"), "exact", "laplace", 20),
     "laplace-torch, KFAC": System(laplace_torch("kron"), "kronecker", "laplace", 2000),
     "Opacus, data": System(opacus, "data", "opacus", 1000),
 }
@@ -301,6 +302,8 @@ def peak_megabytes(name: str, network: str) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before would hide what is taken now
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
     work()

@@ -6,7 +6,6 @@ parameter name, or None where the result is no diagonal. A peer that is not inst
     python benchmarks/systems.py SYSTEM NETWORK     prints the peak memory of one call, beyond what was there, in MB
 """
 
-import ctypes
 import resource
 import sys
 from collections.abc import Callable
@@ -302,8 +301,6 @@ def peak_megabytes(name: str, network: str) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before would hide what is taken now
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
     work()

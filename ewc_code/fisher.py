@@ -313,8 +313,14 @@ def _passes(
     """Batch by batch: the examples, a pass through the network, and the vectors to send back through it."""
     for start in range(0, len(data), batch_size):
         batch = data[start : start + batch_size]
-        seen = layers.run(model, found, batch.x)
-        yield batch, seen, _vectors(seen.outputs, batch.y, labels, noise[start : start + batch_size])
+        yield batch, *_pass(model, found, batch, labels, noise[start : start + batch_size])
+
+
+def _pass(
+    model: nn.Module, found: layers.Layers, batch: Examples, labels: Labels, noise: Tensor
+) -> tuple[layers.Pass, Float[Tensor, "m b k"]]:
+    seen = layers.run(model, found, batch.x)
+    return seen, _vectors(seen.outputs, batch.y, labels, noise)
 
 
 def _moments(
@@ -322,31 +328,45 @@ def _moments(
 ) -> tuple[Params, ...]:
     """Means over the examples of f = E[s^2] and, if asked for, of f^2."""
     found = layers.closed_form(model, data.x)
-    params = snapshot(model)
-    mean, square = ({name: torch.zeros_like(value) for name, value in params.items()} for _ in range(2))
+    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    totals = [{name: torch.zeros_like(value) for name, value in params.items()} for _ in range(1 + second)]
     rest = {name: value for name, value in params.items() if name not in _inside(found)}
     batch_size = min(batch_size, max(1, LARGEST_EACH // max(1, _numbers(model, found, rest, data.x[:1]))))
     for batch, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
         flat = {name for name, layer in found.items() if layers.is_flat(layer, seen.inputs[name])}
-        rows = {name: layers.rows(layer, seen.inputs[name]) for name, layer in found.items() if name not in flat}
-        each: dict[str, Tensor] = {}  # by layer: E[g^2] where it is flat, else the per-example f
-        for vector in vectors:
-            for name, g in seen.back(vector).items() if found else ():
-                part = g if name in flat else layers.columns(found[name], g).mT @ rows[name]
-                each[name] = each[name].addcmul_(part, part) if name in each else part.square()
+        each = _squares_by_layer(found, flat, seen, vectors) if found else {}
         others = _squares(model, rest, batch.x, vectors) if rest else {}
-        for sums, up in ((mean, lambda value: value), (square, torch.square))[: 1 + second]:
-            for name, f in others.items():
-                sums[name] += up(f).sum(0)
-            for name, f in each.items():
-                if name in flat:
-                    parts = {"weight": up(f).T @ up(seen.inputs[name].square()), "bias": up(f).sum(0)}
-                else:
-                    parts = layers.split(found[name], up(f).sum(0))
-                for own, value in parts.items():
-                    if (key := f"{name}.{own}" if name else own) in sums:  # there may be no bias, or a frozen one
-                        sums[key] += value
-    return tuple({name: value / len(data) for name, value in sums.items()} for sums in (mean, square))
+        inputs = seen.inputs
+        del seen, vectors  # their memory is as much again as what is still needed
+        for sums, up in zip(totals, (lambda value: value, torch.square), strict=False):
+            for name, squares in others.items():
+                sums[name] += up(squares).sum(0)
+            for name, squares in each.items():
+                own = {key.rpartition(".")[2]: sums[key] for key in _inside({name: found[name]}) if key in sums}
+                if name not in flat:
+                    parts = layers.split(found[name], up(squares).sum(0))
+                    for part, total in own.items():
+                        total += parts[part]
+                    continue
+                if "weight" in own:  # it may be frozen
+                    own["weight"].addmm_(up(squares).T, up(inputs[name].square()))
+                if "bias" in own:
+                    own["bias"] += up(squares).sum(0)
+        del inputs, each, others, squares  # before the next pass
+    return tuple({name: value.div_(len(data)) for name, value in sums.items()} for sums in totals)
+
+
+def _squares_by_layer(
+    found: layers.Layers, flat: set[str], seen: layers.Pass, vectors: Float[Tensor, "m b k"]
+) -> dict[str, Tensor]:
+    """By layer: E[g^2], (b, out), where each example is one row; else E[s^2] itself, (b, out, in + 1)."""
+    each: dict[str, Tensor] = {}
+    rows = {name: layers.rows(layer, seen.inputs[name]) for name, layer in found.items() if name not in flat}
+    for vector in vectors:
+        for name, g in seen.back(vector).items():
+            part = g if name in flat else layers.columns(found[name], g).mT @ rows[name]
+            each[name] = each[name].addcmul_(part, part) if name in each else part.square()
+    return each
 
 
 def _inside(found: layers.Layers) -> set[str]:

@@ -8,8 +8,9 @@ The whole package is one loop (`ewc_code.training.learn`):
         belief = laplace(model, task.train, prior=belief)
 
 Read the modules in the order of their dependencies: `data`, `tasks`, `models`, `fisher`, `gaussian`, `laplace`,
-`consolidation`, `training`, `metrics`, `experiments`, `plots`. `environment` chooses device and scale; `checks` proves
-identities and asserts claims. Importing the package does nothing else: no download, no seeding, no global style.
+`consolidation`, `training`, `sweep`, `metrics`, `experiments`. `environment` chooses device and scale; `checks` proves
+identities and asserts claims; the book's figures are a package of their own, `ewc_plots`. Importing the package does
+nothing else: no download, no seeding, no global style.
 """
 
 __version__ = "0.1.0"

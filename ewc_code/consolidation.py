@@ -41,7 +41,7 @@ class Method:
 
 def none() -> Method:
     """Plain training: the belief stays flat, nothing is kept."""
-    return Method("plain", Diagonal.isotropic, lambda model, data, prior: prior, 0.0)
+    return Method("plain", Diagonal.isotropic, _unchanged, 0.0)
 
 
 def l2(strength: float) -> Method:
@@ -68,7 +68,15 @@ def ewc(strength: float, labels: fisher.Labels = "exact", full: bool = False, se
 def ewc_per_task(strength: float, labels: fisher.Labels = "exact", seed: int = 0) -> Method:
     """EWC with a penalty a task, each at its own anchor, as Kirkpatrick et al. 2017 propose for a third task."""
     another = partial(_another, labels=labels, seed=seed)
-    return Method("EWC, a penalty per task", lambda theta: Penalties((Diagonal.isotropic(theta),)), another, strength)
+    return Method("EWC, a penalty per task", _one_flat, another, strength)
+
+
+def _unchanged(model: nn.Module, data: Examples, prior: Belief) -> Belief:
+    return prior
+
+
+def _one_flat(theta: Params) -> Penalties:
+    return Penalties((Diagonal.isotropic(theta),))
 
 
 def _identity_precision(model: nn.Module, data: Examples, prior: Belief) -> Belief:

@@ -7,7 +7,7 @@ updates), "Laplace" (where the precision comes from), "EWC" (the energy as a pen
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -138,6 +138,25 @@ class Penalties:
     def energy(self, theta: Params) -> Tensor:
         """Sum of the parts' energies, nats."""
         return torch.stack([part.energy(theta) for part in self.parts]).sum()
+
+
+def stacked_energies(beliefs: Sequence[Belief]) -> Callable[[Params], Float[Tensor, " m"]]:
+    """The energies of M models' beliefs as one function of their stacked parameters, (M, ...) by name, nats."""
+    if all(isinstance(belief, Penalties) for belief in beliefs):
+        parts = [stacked_energies(column) for column in zip(*(b.parts for b in beliefs), strict=True)]  # type: ignore[attr-defined]
+        return lambda theta: torch.stack([part(theta) for part in parts]).sum(0)
+    diagonal = [belief for belief in beliefs if isinstance(belief, Diagonal)]
+    if len(diagonal) < len(beliefs):
+        kinds = sorted({type(belief).__name__ for belief in beliefs})
+        raise ValueError(f"the beliefs of a stack must be all Diagonal or all Penalties; got {', '.join(kinds)}.")
+    mean = {name: torch.stack([belief.mean[name] for belief in diagonal]) for name in diagonal[0].mean}
+    precision = {name: torch.stack([belief.precision[name] for belief in diagonal]) for name in mean}
+
+    def energies(theta: Params) -> Tensor:
+        parts = [(value * (theta[name] - mean[name]).square()).flatten(1).sum(1) for name, value in precision.items()]
+        return 0.5 * torch.stack(parts).sum(0)
+
+    return energies
 
 
 def merge(beliefs: Sequence[Diagonal]) -> Diagonal:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,6 +15,7 @@ from ewc_code.data import Examples, Images, load
 from ewc_code.environment import generator
 
 Transform = Callable[[Tensor], Tensor]
+Part = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,27 @@ class Task:
     images: Images
     transform: Transform | None = None
 
+    def examples(self, part: Part, which: int | Tensor | None = None) -> Examples:
+        """Examples of a part: the first `which`, or those at these indices, or all."""
+        found: Examples = getattr(self.images, part)
+        if which is not None:
+            found = found[which if isinstance(which, Tensor) else slice(which)]
+        return found if self.transform is None else Examples(self.transform(found.x), found.y)
+
     @property
     def train(self) -> Examples:
         """Examples to fit on."""
-        return self._seen(self.images.train)
+        return self.examples("train")
 
     @property
     def validation(self) -> Examples:
         """Examples to choose settings on."""
-        return self._seen(self.images.validation)
+        return self.examples("validation")
 
     @property
     def test(self) -> Examples:
         """Examples to report on, and for nothing else."""
-        return self._seen(self.images.test)
-
-    def _seen(self, part: Examples) -> Examples:
-        return part if self.transform is None else Examples(self.transform(part.x), part.y)
+        return self.examples("test")
 
 
 def mnist_then_fashion(train_limit: int | None = None) -> tuple[Task, Task]:

@@ -155,7 +155,7 @@ def fit(
     theta: Params = {key: p for key, p in model.named_parameters() if p.requires_grad}
     start = {key: value.clone() for key, value in model.state_dict().items()}
     gradients = [p.grad for p in theta.values()]
-    optimiser = _optimiser(list(theta.values()), settings)
+    descent = optimiser(list(theta.values()), settings)
     n, steps = len(data), _steps(settings, len(data))
     step, per_epoch, means = 0, steps // settings.epochs, []
     check_every = 1 if data.x.device.type == "cpu" else CHECK_EVERY
@@ -169,12 +169,12 @@ def fit(
                 loss = nll(model(data.x[index]), data.y[index])
                 if strength > 0:
                     loss = loss + strength / n * prior.energy(theta)
-                optimiser.zero_grad(set_to_none=True)
+                descent.zero_grad(set_to_none=True)
                 loss.backward()
                 if settings.decay:
-                    for group in optimiser.param_groups:
+                    for group in descent.param_groups:
                         group["lr"] = settings.learning_rate * (1 - step / steps)
-                optimiser.step()
+                descent.step()
                 step += 1
                 total += loss.detach() * len(index)
                 look = step % check_every == 0 or step % per_epoch == 0
@@ -206,7 +206,8 @@ def accuracy(model: nn.Module, data: Examples, batch_size: int = 10_000) -> floa
         return sum((model(x).argmax(1) == y).sum().item() for x, y in batches) / len(data)
 
 
-def _optimiser(parameters: list[Tensor], settings: Settings) -> torch.optim.Optimizer:
+def optimiser(parameters: list[Tensor], settings: Settings) -> torch.optim.Optimizer:
+    """The optimiser that the settings ask for."""
     if settings.optimiser == "sgd":
         return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
     fused = parameters[0].device.type in ("cpu", "cuda")  # one kernel instead of a dozen passes over the parameters

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import types
 
 import pytest
 
@@ -77,21 +78,29 @@ def test_what_is_called_is_documented(source):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names if alias.name.split(".")[0] == "ewc_code"]
                 assert not names, f"write `from ewc_code import ...`, not import {names}"
+                modules |= {alias.asname: alias.name for alias in node.names if alias.name == "ewc_plots"}
             if isinstance(node, ast.ImportFrom) and node.module == "ewc_code":
-                modules |= {alias.asname or alias.name: alias.name for alias in node.names}
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ewc_code."):
-                used |= {(node.module.removeprefix("ewc_code."), alias.name) for alias in node.names}
+                modules |= {alias.asname or alias.name: f"ewc_code.{alias.name}" for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("ewc_code.", "ewc_plots")):
+                used |= {(node.module, alias.name) for alias in node.names}
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 used.add((modules[node.value.id], node.attr))
     for module, name in sorted(used):
-        assert f"automodule:: ewc_code.{module}\n" in api, f"ewc_code.{module} is not in the API page"
-        home = importlib.import_module(f"ewc_code.{module}")
+        if isinstance(getattr(importlib.import_module(module), name), types.ModuleType):
+            continue  # from ewc_plots import densities: what is called of it is in the page under its package
+        assert f"automodule:: {module}\n" in api, f"{module} is not in the API page"
+        home = importlib.import_module(module)
         found = getattr(home, name)
-        assert not name.startswith("_"), f"ewc_code.{module}.{name} is private"
+        assert not name.startswith("_"), f"{module}.{name} is private"
         if callable(found):
-            assert found.__doc__, f"ewc_code.{module}.{name} has no docstring"
+            assert found.__doc__, f"{module}.{name} has no docstring"
             listed = name in getattr(home, "__all__", ()) or found.__module__.startswith(home.__name__)
             assert listed, f"{name} is documented in {found.__module__}: import it from there"
+
+
+def test_the_package_can_be_read_whole():
+    files = (sources.ROOT / "ewc_code").rglob("*.py")
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 3500
 
 
 def test_every_module_is_in_the_api_page():

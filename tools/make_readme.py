@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from ewc_code import plane, plots
+import ewc_plots as plots
+from ewc_code import plane
 
 ROOT = Path(__file__).parents[1]
 LEDGER = ROOT / "_build" / "html" / "book" / "ledger.json"

@@ -11,8 +11,8 @@ from ewc_code.data import LABELS, Images
 from ewc_code.experiments import Chosen
 from ewc_code.metrics import interval
 from ewc_code.plane import Plane
-from ewc_code.plots.style import COLOURS, DASHES, WIDTH
 from ewc_code.training import Record
+from ewc_plots.style import COLOURS, DASHES, WIDTH
 
 LOOK = {
     "plain": (COLOURS["vermilion"], ":", "o"),

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from ewc_code.plots.style import COLOURS, DASHES, WIDTH
+from ewc_plots.style import COLOURS, DASHES, WIDTH
 
 EXACT = {"color": COLOURS["blue"], "linestyle": "-", "label": "exact"}
 GAUSSIAN = {"color": COLOURS["vermilion"], "linestyle": "--", "label": "Laplace"}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from ewc_code.metrics import Interval
-from ewc_code.plots.style import COLOURS, DASHES, WIDTH
+from ewc_plots.style import COLOURS, DASHES, WIDTH
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 

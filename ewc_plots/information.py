@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter
 from torch import Tensor
 
-from ewc_code.plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
+from ewc_plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
 
 
 def step_halving(steps: Sequence[float], deviations: Tensor, remainders: Tensor) -> Figure:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ewc_code.metrics import Interval
-from ewc_code.plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
+from ewc_plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
 
 NAMES = ("blue", "vermilion", "green", "purple", "orange", "black")
 

@@ -1,0 +1,311 @@
+r"""Many runs at once: stacked on one device, or spread over an executor's workers, each finished run kept on disk.
+
+Runs that differ only in numbers (seed, strength, learning rate, permutation) are one computation: parameters get a
+leading axis of models, so that M matrix products become one batched product, and one step moves all. Their losses are
+summed, and no model's loss depends on another's parameters, so each gets the gradient that it would get alone:
+
+    minimise  sum_m [ L_m(theta_m) + strength_m / N * belief_m.energy(theta_m) ]
+
+The loop over tasks is that of `training.learn`; chapter "The paper, reproduced" runs its experiments this way.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from ewc_code import __version__
+from ewc_code.consolidation import Method, none
+from ewc_code.environment import device, generator
+from ewc_code.gaussian import Belief, stacked_energies
+from ewc_code.models import Params, evaluating, flatten, nll, outputs, restore, snapshot
+from ewc_code.tasks import Task
+from ewc_code.training import CURVE_EXAMPLES, Record, Settings, accuracy, optimiser
+
+POLL = 0.05  # seconds between looks at an executor's futures
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, and everything that its numbers depend on.
+
+    Functions are a module's own, or partials of them: so a run can be sent to another machine, and has the same name
+    (`key`) there.
+    """
+
+    tasks: Callable[[], Sequence[Task]]  #: Makes the tasks; runs whose keyword `seed` differs here may share a stack.
+    method: Method  #: Which belief is kept.
+    network: Callable[[int], nn.Module]  #: Seed -> model with its initial weights.
+    settings: Settings = Settings()  #: For every task.
+    seed: int = 0  #: Of the initial weights and, as in `training.learn`, of the order of the examples.
+    curve_points: int = 0  #: As in `training.learn`.
+    evaluate_on: Literal["test", "validation"] = "test"  #: 'validation' while settings are being chosen.
+
+    @property
+    def key(self) -> str:
+        """Name of the run's file: a hash of all of its settings and of the package's version."""
+        return hashlib.sha256(f"{__version__} {described(self)}".encode()).hexdigest()[:24]
+
+
+@dataclass
+class Outcome:
+    """What became of a run: a record, or the reason why there is none."""
+
+    record: Record | None
+    error: str | None = None
+    seconds: float = 0.0  #: Its share of its stack's time.
+
+
+def sweep(
+    runs: Iterable[Run],
+    executor: Any = None,
+    folder: Path | str | None = None,
+    stack: int = 12,
+    progress: Callable[[str], None] = lambda _: None,
+    attempts: int = 3,
+) -> list[Outcome]:
+    """The outcome of every run, in the order given; what is given twice is done once.
+
+    Args:
+        runs: What to do.
+        executor: Anything whose `submit(function, *arguments)` returns something with `done()` and `result()`: a
+            `concurrent.futures` pool, `dask.distributed.Client.get_executor()`, submitit's `AutoExecutor`,
+            `mpi4py.futures.MPIPoolExecutor`. None: here, one stack after another.
+        folder: Where finished runs are kept, a file each, written at once and whole; those found there are not done
+            again. Only this process writes it, so workers need not share a file system.
+        stack: Runs in one stacked computation, at most. More fill a device better and take more memory.
+        progress: Called with a line whenever runs are finished.
+        attempts: How often a stack is begun whose worker was lost, before its runs are given up.
+
+    Raises:
+        ValueError: settings that do not fit together, a function that has no name, a file that cannot be read. (A loss
+            that becomes infinite is an outcome, with its `error`.)
+    """
+    named = {run.key: run for run in runs}
+    folder = Path(folder) if folder is not None else None
+    found = {key: _read(path) for key in named if folder and (path := folder / f"{key}.json").exists()}
+    if found:
+        progress(f"{len(found)} of {len(named)} runs were there already")
+    groups: dict[str, list[str]] = {}
+    for key in [key for key in named if key not in found]:
+        groups.setdefault(_alike(named[key]), []).append(key)
+    waiting = [group[i : i + stack] for group in groups.values() for i in range(0, len(group), stack)]
+    started, before = time.monotonic(), len(found)
+
+    def finish(keys: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if folder:
+                _write(folder / f"{key}.json", named[key], outcome)
+            found[key] = outcome
+        spent = time.monotonic() - started
+        left = spent / (len(found) - before) * (len(named) - len(found))
+        errors = "".join(f"; failed: {outcome.error}" for outcome in outcomes if outcome.error)
+        progress(f"{len(found)} of {len(named)} runs done, {spent:.0f} s, about {left:.0f} s left{errors}")
+
+    if executor is None:
+        for keys in waiting:
+            finish(keys, learn_stacked([named[key] for key in keys]))
+    else:
+        _spread(executor, waiting, named, finish, attempts, progress)
+    return [found[run.key] for run in runs]
+
+
+def _spread(
+    executor: Any,
+    waiting: Sequence[Sequence[str]],
+    named: dict[str, Run],
+    finish: Callable[[Sequence[str], Sequence[Outcome]], None],
+    attempts: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Every stack to a worker; a stack whose worker was lost begins anew, on another."""
+    tries = {tuple(keys): 1 for keys in waiting}
+    begin = lambda keys: executor.submit(_attempt, [named[key] for key in keys], tries[keys])  # noqa: E731
+    futures = {keys: begin(keys) for keys in tries}
+    while futures:
+        for keys in [keys for keys, future in futures.items() if future.done()]:
+            try:
+                outcomes = futures.pop(keys).result()
+            except (ValueError, TypeError):
+                raise  # a wrong setting is wrong on every worker
+            except Exception as error:
+                tries[keys] += 1
+                if tries[keys] <= attempts:
+                    progress(f"a worker was lost ({error!r:.200}); its {len(keys)} runs begin anew")
+                    futures[keys] = begin(keys)
+                    continue
+                outcomes = [Outcome(None, f"given up after {attempts} attempts: {error!r:.200}")] * len(keys)
+            finish(keys, outcomes)
+        time.sleep(POLL)
+
+
+def _attempt(runs: Sequence[Run], number: int) -> list[Outcome]:
+    """The number makes it a new piece of work for schedulers that hand out the old failure of an equal one (dask)."""
+    return learn_stacked(runs)
+
+
+def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
+    """`training.learn` for many runs of one shape, at the same time; one that diverges leaves the others alone.
+
+    The first task is fitted once for all runs that differ in their method only, because every prior is flat.
+    With dropout the masks are drawn for the whole stack: the same again for the same stack, but not those of one run.
+    """
+    started, where = time.monotonic(), device()
+    made = {name: run.tasks() for run in runs for name in [described(run.tasks)]}
+    sequences = [made[described(run.tasks)] for run in runs]
+    models = [run.network(run.seed).to(where) for run in runs]
+    beliefs = [run.method.prior(snapshot(model)) for run, model in zip(runs, models, strict=True)]
+    records = [Record([task.name for task in tasks]) for tasks in sequences]
+    errors = [""] * len(runs)
+    plain = [described(replace(run, method=none())) for run in runs]
+    first = [plain.index(name) for name in plain]  # the run that fits the first task for this one
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        torch.manual_seed(runs[0].seed)  # of dropout's masks
+        for i in range(len(sequences[0])):
+            alive = [m for m in range(len(runs)) if not errors[m]]
+            fitted = [m for m in alive if i > 0 or first[m] == m]
+            losses, looks = _fit_stack(i, [(runs[m], models[m], beliefs[m], sequences[m]) for m in fitted])
+            for m in alive:
+                source = m if i > 0 else first[m]
+                restore(models[m], snapshot(models[source]))
+                records[m].losses.append(losses[fitted.index(source)])
+                records[m].steps += [i * looks[-1][0] + step for step, _ in looks]
+                records[m].curves += [rows[fitted.index(source)] for _, rows in looks]
+                if not torch.isfinite(flatten(snapshot(models[m]))).all():
+                    errors[m] = f"loss or parameters became infinite on {sequences[m][i].name}: {described(runs[m])}"
+                    continue
+                with evaluating(models[m]):  # curvature is that of the deterministic network
+                    beliefs[m] = runs[m].method.consolidate(models[m], sequences[m][i].train, beliefs[m])
+                held_out = [task.examples(runs[m].evaluate_on) for task in sequences[m]]
+                records[m].accuracy.append([accuracy(models[m], part) for part in held_out])
+    seconds = (time.monotonic() - started) / len(runs)
+    return [Outcome(None if e else r, e or None, seconds) for r, e in zip(records, errors, strict=True)]
+
+
+def _fit_stack(
+    i: int, members: Sequence[tuple[Run, nn.Module, Belief, Sequence[Task]]]
+) -> tuple[list[list[float]], list[tuple[int, list[list[float]]]]]:
+    """`training.fit` of task i for all members; their objectives by epoch, and (step, accuracies) of each look."""
+    runs, models, beliefs, sequences = zip(*members, strict=True)
+    tasks, settings, base = [tasks[i] for tasks in sequences], runs[0].settings, models[0]
+    if list(base.buffers()):
+        raise ValueError("a stack's models must have no buffers (BatchNorm has); got some. Use training.learn.")
+    n, where = len(tasks[0].images.train), next(base.parameters()).device
+    if any(len(task.images.train) != n for task in tasks):
+        raise ValueError(
+            f"tasks of one stack must have as many examples each; got {[len(t.images.train) for t in tasks]}."
+        )
+    together = tasks[0].train if len({id(task) for task in tasks}) == 1 else None
+    outputs(base, together or tasks[0].train)
+    theta, _ = stack_module_state(list(models))  # (M, ...) each
+    energies = stacked_energies(beliefs)
+    factors = torch.tensor([run.method.strength / n for run in runs], device=where)
+    # One optimiser for each learning rate; a model's parameters are views of the stack's.
+    rates: dict[float, list[int]] = {}
+    for m, run in enumerate(runs):
+        rates.setdefault(run.settings.learning_rate, []).append(m)
+    views = {rate: [(p.detach()[m], name, m) for m in own for name, p in theta.items()] for rate, own in rates.items()}
+    optimisers = {rate: optimiser([p for p, _, _ in own], settings) for rate, own in views.items()}
+
+    def loss(theta: Params, x: Tensor, y: Tensor) -> Tensor:
+        return nll(functional_call(base, theta, (x,)), y)
+
+    steps, step, means, looks = settings.epochs * math.ceil(n / settings.batch_size), 0, [], []
+    every = max(1, steps // runs[0].curve_points) if runs[0].curve_points else 0
+
+    def write_back() -> None:
+        for m, model in enumerate(models):
+            restore(model, {name: value.detach()[m] for name, value in theta.items()})
+
+    def look() -> None:
+        if every and (step % every == 0 or step == steps):
+            write_back()
+            parts = [
+                [task.examples(run.evaluate_on, CURVE_EXAMPLES) for task in own]
+                for run, own in zip(runs, sequences, strict=True)
+            ]
+            looks.append(
+                (step, [[accuracy(model, part) for part in own] for model, own in zip(models, parts, strict=True)])
+            )
+
+    look()
+    draws = [generator(1000 * run.seed + i) for run in runs]
+    for _ in range(settings.epochs):
+        orders = torch.stack([torch.randperm(n, generator=draw) for draw in draws]).to(where)  # (M, n)
+        total = torch.zeros(len(runs), device=where)
+        for index in orders.split(settings.batch_size, dim=1):  # (M, b)
+            parts = [
+                together[own] if together else task.examples("train", own)
+                for task, own in zip(tasks, index, strict=True)
+            ]
+            x, y = torch.stack([part.x for part in parts]), torch.stack([part.y for part in parts])
+            objective = vmap(loss, randomness="different")(theta, x, y)  # (M,)
+            if factors.any():
+                objective = objective + factors * energies(theta)
+            objective.sum().backward()  # not autograd.grad: fused Adam needs gradients laid out as the parameters are
+            for rate, own in views.items():
+                for p, name, m in own:
+                    p.grad = theta[name].grad[m]
+                for group in optimisers[rate].param_groups:
+                    group["lr"] = rate * (1 - step / steps) if settings.decay else rate
+                optimisers[rate].step()
+            for p in theta.values():
+                p.grad = None
+            step += 1
+            total += objective.detach() * index.shape[1]
+            look()
+        means.append(total / n)
+    write_back()
+    return torch.stack(means, 1).tolist(), looks
+
+
+def described(value: Any) -> str:
+    """A text that says all about a setting, and is the same on every machine: fields and functions by their names."""
+    if isinstance(value, partial):
+        named = [f"{name}={described(given)}" for name, given in sorted(value.keywords.items())]
+        return f"{described(value.func)}({', '.join([*map(described, value.args), *named])})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = [f"{field.name}={described(getattr(value, field.name))}" for field in dataclasses.fields(value)]
+        return f"{type(value).__qualname__}({', '.join(named)})"
+    if callable(value):
+        if "<" in (name := getattr(value, "__qualname__", "<")):
+            raise ValueError(f"a run's functions must be a module's own, or partials of them; got {value!r}.")
+        return f"{value.__module__}.{name}"
+    return f"({', '.join(map(described, value))})" if isinstance(value, tuple | list) else repr(value)
+
+
+def _alike(run: Run) -> str:
+    """What runs of one stack have in common."""
+    tasks = run.tasks
+    if isinstance(tasks, partial):
+        tasks = partial(tasks.func, *tasks.args, **{k: v for k, v in tasks.keywords.items() if k != "seed"})
+    common = replace(run, tasks=tasks, seed=0, settings=replace(run.settings, learning_rate=1.0), method=none())
+    return described(common) + described(run.method.prior)
+
+
+def _read(path: Path) -> Outcome:
+    try:
+        stored = json.loads(path.read_text())["outcome"]
+        return Outcome(**stored | {"record": stored["record"] and Record(**stored["record"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must hold a finished run; it cannot be read ({error}). Delete it to do it again."
+        ) from error
+
+
+def _write(path: Path, run: Run, outcome: Outcome) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"run": described(run), "outcome": dataclasses.asdict(outcome)}))
+    part.replace(path)

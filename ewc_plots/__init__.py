@@ -1,0 +1,12 @@
+"""Each figure of the book as a function of results: numbers in, a matplotlib figure out; nothing is computed here.
+
+`use_style` sets the book's look; a chapter calls it once. Colours are Okabe and Ito's, which colour-blind readers can
+tell apart, and every line also differs by dash or marker.
+"""
+
+from ewc_plots.beliefs import arrival, kept, orders, springs, updates, valleys
+from ewc_plots.densities import contours, evidence, failures, parabolas, rates, turned
+from ewc_plots.information import along_training, one_image, pixels, sampling, spectra, step_halving
+from ewc_plots.learning import before_after, curves, figure_one, image_rows, ladder, strengths
+from ewc_plots.style import COLOURS, DASHES, use_style
+from ewc_plots.wild import apart, common_and_own, first_layer, multiples, subset

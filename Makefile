@@ -10,7 +10,7 @@ CHECKED := ewc_code ewc_plots tests book/_ext $(wildcard tools benchmarks)
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help html chapter test test-signs test-site peers bench readme serve format clean
+.PHONY: help html chapter test test-signs test-site peers bench record readme serve format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ peers: $(STAMP)  ## the packages that tests and benchmarks compare with; not nee
 
 bench: peers  ## speed, error and memory against those packages, into benchmarks/results
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py'
+
+SCALE ?= paper
+record: $(STAMP)  ## the recorded runs of the paper's figures: minutes on a GPU, an hour on a CPU
+	$(BIN)/python tools/record.py --scale $(SCALE)
 
 readme: $(STAMP)  ## the README's results table and picture, from the last build
 	$(BIN)/python tools/make_readme.py

@@ -54,15 +54,17 @@ def l2(strength: float) -> Method:
     return Method("L2", Diagonal.isotropic, _identity_precision, strength)
 
 
-def ewc(strength: float, labels: fisher.Labels = "exact", full: bool = False, seed: int = 0) -> Method:
+def ewc(
+    strength: float, labels: fisher.Labels = "exact", full: bool = False, seed: int = 0, examples: int | None = None
+) -> Method:
     r"""EWC with one merged penalty: precision = precision + N F at the newest mode (Huszár 2018).
 
     `labels` says which Fisher, as in `fisher.diagonal`; `seed` is of the draws of `labels="sampled"`; `full` keeps the
-    whole matrix instead of its diagonal, for models small enough.
+    whole matrix instead of its diagonal, for models small enough; `examples` as in `laplace.laplace`.
     Source: Kirkpatrick et al. 2017, eq. 3; Huszár 2018. Chapter "EWC".
     """
     prior = Full.isotropic if full else Diagonal.isotropic
-    return Method("EWC", prior, partial(_laplace, labels=labels, seed=seed), strength)
+    return Method("EWC", prior, partial(_laplace, labels=labels, seed=seed, examples=examples), strength)
 
 
 def ewc_per_task(strength: float, labels: fisher.Labels = "exact", seed: int = 0) -> Method:
@@ -85,9 +87,11 @@ def _identity_precision(model: nn.Module, data: Examples, prior: Belief) -> Beli
     return prior.moved(mode, {name: torch.full_like(value, len(data)) for name, value in mode.items()})
 
 
-def _laplace(model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int) -> Belief:
+def _laplace(
+    model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int, examples: int | None
+) -> Belief:
     assert isinstance(prior, Diagonal | Full)
-    return laplace(model, data, prior, labels, generator(seed))
+    return laplace(model, data, prior, labels, generator(seed), examples)
 
 
 def _another(model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int) -> Belief:

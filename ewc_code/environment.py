@@ -30,10 +30,9 @@ def device() -> torch.device:
 
 
 def scale() -> str:
-    """Size of the experiments: `EWC_SCALE` when set, else 'paper' on CUDA and 'laptop' elsewhere.
+    """Size of the experiments: `EWC_SCALE` (smoke, laptop, paper), else 'paper' on CUDA and 'laptop' elsewhere.
 
-    It is 'smoke' (seconds a chapter, for tests), 'laptop' (minutes for the book on two cores) or 'paper'; anything else
-    is a ValueError.
+    In seconds a chapter, minutes for the book on two cores, the papers' own settings. Another name is a ValueError.
     """
     name = os.environ.get("EWC_SCALE") or ("paper" if device().type == "cuda" else "laptop")
     if name not in SCALES:

@@ -8,21 +8,24 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ewc_code import consolidation, fisher, variants
 from ewc_code.consolidation import Method
-from ewc_code.data import Examples, load
+from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal
-from ewc_code.models import Params, mlp, relu_logits_mlp, restore, snapshot
-from ewc_code.tasks import Task, limited, mnist_then_fashion, rotated
-from ewc_code.training import Record, Settings, accuracy, fit, learn
+from ewc_code.models import Params, mlp, relu_logits_mlp, snapshot
+from ewc_code.sweep import Outcome, Run, sweep
+from ewc_code.tasks import Task, mnist_then_fashion, together, turned_mnist
+from ewc_code.training import Record, Settings, accuracy, fit
 
 Network = Callable[[tuple[int, ...], int], nn.Module]
+Tasks = Callable[..., Sequence[Task]]
+Estimate = Callable[[nn.Module, Examples], Params]
 
 SMOKE = Settings(epochs=3, batch_size=50)
 LADDER = (1.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -42,6 +45,7 @@ class Comparison:
     l2: tuple[float, ...] = L2_LADDER  #: Strengths to choose from.
     tasks: int = 2  #: Number of tasks, for permuted MNIST.
     curve_points: int = 8  #: Looks at the test accuracy within a task.
+    own_tasks: bool = False  #: Whether each seed has tasks of its own, made with that `seed`.
 
     def __post_init__(self) -> None:
         if both := set(self.seeds) & set(self.choosing):
@@ -104,21 +108,19 @@ class Compared:
         return [sum(record.accuracy[-1]) / len(self.names) for record in self.records[method]]
 
 
-def compare(
-    setup: Comparison, tasks: Sequence[Task], network: Network = mlp, progress: Callable[[str], None] = lambda _: None
-) -> Compared:
+def compare(setup: Comparison, tasks: Tasks, progress: Callable[[str], None] = lambda _: None) -> Compared:
     """Choose each strength on validation data, then run every method on fresh seeds and look at the test data.
 
-    `tasks` is the sequence, `network` maps (sizes, seed) -> model, `progress` is called with a line after each step.
+    `tasks` makes the sequence; `progress` is called with a line after each step.
     """
     chosen, methods = {}, [consolidation.none()]
     for name, family, strengths in (("EWC", consolidation.ewc, setup.ewc), ("L2", consolidation.l2, setup.l2)):
-        chosen[name] = choose(name, family, strengths, setup, tasks, network)
+        chosen[name] = choose(name, family, strengths, setup, tasks)
         methods.append(family(chosen[name].best))
         progress(f"{name}: strength {chosen[name].best:g} chosen on validation data")
-    records = report(setup, tasks, methods, network)
+    records = report(setup, tasks, methods)
     progress(f"{len(methods)} methods, {len(setup.seeds)} seeds each: done")
-    return Compared(setup, [task.name for task in tasks], chosen, records)
+    return Compared(setup, records["plain"][0].names, chosen, records)
 
 
 def choose(
@@ -126,134 +128,121 @@ def choose(
     method: Callable[[float], Method],
     strengths: Sequence[float],
     setup: Comparison,
-    tasks: Sequence[Task],
+    tasks: Tasks,
     network: Network = mlp,
+    **options: Any,
 ) -> Chosen:
     """The strength with the best average validation accuracy after the last task, over the choosing seeds.
 
-    All strengths of a seed go on from one fit of the first task, which they share because the prior is flat.
+    A run that diverged counts as none right; `options` are those of `sweep.sweep`.
     """
-    scores = torch.zeros(len(strengths), len(tasks))
-    for seed in setup.choosing:
-        model = network(setup.sizes, seed).to(device())
-        go_on = partial(learn, model, tasks, settings=setup.settings, seed=seed, evaluate_on="validation")
-        go_on(consolidation.none(), stop=1)
-        mode = snapshot(model)
-        belief = method(1.0).consolidate(model, tasks[0].train, method(1.0).prior(mode))
-        for i, strength in enumerate(strengths):
-            restore(model, mode)
-            record = go_on(method(strength), start=1, belief=belief)
-            scores[i] += torch.tensor(record.accuracy[-1]) / len(setup.choosing)
-    best = int(scores.mean(1).argmax())
-    return Chosen(name, list(strengths), scores.tolist(), strengths[best])
+    methods = [method(strength) for strength in strengths]
+    outcomes = _learned(setup, tasks, methods, network, "validation", options)
+    last = [[outcome.record.accuracy[-1] if outcome.record else None for outcome in runs] for runs in outcomes]
+    nothing = [0.0] * len(tasks())
+    found = torch.tensor([[row or nothing for row in rows] for rows in last]).mean(1)  # (strengths, tasks)
+    return Chosen(name, list(strengths), found.tolist(), strengths[int(found.mean(1).argmax())])
 
 
 def report(
-    setup: Comparison, tasks: Sequence[Task], methods: Sequence[Method], network: Network = mlp
+    setup: Comparison, tasks: Tasks, methods: Sequence[Method], network: Network = mlp, **options: Any
 ) -> dict[str, list[Record]]:
-    """Every method on the reported seeds, with curves, on the test data; a record a seed.
-
-    The methods of one seed go on from one fit of the first task, which they share because the prior is flat.
-    """
-    records: dict[str, list[Record]] = {method.name: [] for method in methods}
-    for seed in setup.seeds:
-        model = network(setup.sizes, seed).to(device())
-        common = (setup.settings, seed, setup.curve_points)
-        first = learn(model, tasks, consolidation.none(), *common, stop=1)
-        mode = snapshot(model)
-        for method in methods:
-            restore(model, mode)
-            belief = method.consolidate(model, tasks[0].train, method.prior(mode))
-            records[method.name].append(first + learn(model, tasks, method, *common, start=1, belief=belief))
-    return records
+    """Every method on the reported seeds, with curves, on the test data; a record a seed. As `choose`."""
+    outcomes = _learned(setup, tasks, methods, network, "test", options)
+    if errors := [outcome.error for runs in outcomes for outcome in runs if outcome.error]:
+        raise FloatingPointError(f"every reported run must stay finite; got: {'; '.join(errors)}")
+    return {m.name: [o.record for o in runs if o.record] for m, runs in zip(methods, outcomes, strict=True)}
 
 
-def plain(setup: Comparison, tasks: Sequence[Task], network: Network = mlp) -> list[Record]:
+def _learned(
+    setup: Comparison,
+    tasks: Tasks,
+    methods: Sequence[Method],
+    network: Network,
+    on: Literal["test", "validation"],
+    options: dict[str, Any],
+) -> list[list[Outcome]]:
+    """A row of outcomes a method, one a seed."""
+    seeds, points = (setup.seeds, setup.curve_points) if on == "test" else (setup.choosing, 0)
+    own = {seed: partial(tasks, seed=seed) if setup.own_tasks else tasks for seed in seeds}
+    make = partial(network, setup.sizes)
+    runs = [Run(own[seed], m, make, setup.settings, seed, points, on) for m in methods for seed in seeds]
+    outcomes = sweep(runs, **options)
+    return [outcomes[i : i + len(seeds)] for i in range(0, len(runs), len(seeds))]
+
+
+def plain(setup: Comparison, tasks: Tasks) -> list[Record]:
     """The sequence without any protection, one record a seed."""
-    return report(setup, tasks, [consolidation.none()], network)["plain"]
+    return report(setup, tasks, [consolidation.none()])["plain"]
 
 
-def joint(setup: Comparison, tasks: Sequence[Task], network: Network = mlp) -> list[list[float]]:
+def joint(setup: Comparison, tasks: Tasks) -> list[list[float]]:
     """The ceiling: all tasks' examples at once, each seen as often as in the sequence; (seeds, tasks), test."""
-    parts = [task.train for task in tasks]
-    everything = Examples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
-    found = []
+    everything, found = together(tasks)[0].train, []
     for seed in setup.seeds:
-        model = network(setup.sizes, seed).to(device())
+        model = mlp(setup.sizes, seed).to(device())
         fit(model, everything, Diagonal.isotropic(snapshot(model)), 0.0, setup.settings, generator(seed))
-        found.append([accuracy(model, task.test) for task in tasks])
+        found.append([accuracy(model, task.test) for task in tasks()])
     return found
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """Does a larger network forget less? Plain training, digits then clothes, two hidden layers of each width."""
+class Variation:
+    """Plain training on two tasks, for several values of one number."""
 
-    widths: tuple[int, ...] = (16, 64, 256)
-    training: Comparison = Comparison(train_limit=6_000, seeds=(0, 1, 2), curve_points=0)
+    values: tuple[float, ...]
+    training: Comparison
 
 
+_SHORT = Comparison(train_limit=6_000, seeds=(0, 1, 2), curve_points=0)
+_SHORTEST = replace(_SHORT, sizes=(784, 32, 10), settings=SMOKE)
+
+#: Does a larger network forget less? Digits then clothes, two hidden layers of each width.
 CAPACITY = {
-    "smoke": Capacity((16, 64), Comparison(train_limit=2000, settings=SMOKE, seeds=(0, 1, 2), curve_points=0)),
-    "laptop": Capacity(),
-    "paper": Capacity((16, 64, 256, 1024, 2048), LONG),
+    "smoke": Variation((16, 64), replace(_SHORTEST, train_limit=2000)),
+    "laptop": Variation((16, 64, 256), _SHORT),
+    "paper": Variation((16, 64, 256, 1024, 2048), LONG),
 }
-
-
-def capacity(setup: Capacity) -> dict[int, list[Record]]:
-    """Records by width, one a seed."""
-    pair = mnist_then_fashion(setup.training.train_limit)
-    return {width: plain(replace(setup.training, sizes=(784, width, width, 10)), pair) for width in setup.widths}
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Does it matter how far the second task is from the first? MNIST, then MNIST turned by each angle, unprotected."""
-
-    degrees: tuple[float, ...] = (15.0, 45.0, 90.0, 180.0)
-    training: Comparison = Comparison((784, 100, 10), 6_000, seeds=(0, 1, 2), curve_points=0)
-
-
+#: Does it matter how far the second task is from the first? MNIST, then MNIST turned by each angle.
 SIMILARITY = {
-    "smoke": Similarity((15.0, 180.0), Comparison((784, 32, 10), 1000, SMOKE, (0, 1, 2), curve_points=0)),
-    "laptop": Similarity(),
-    "paper": Similarity(training=replace(LONG, sizes=(784, 400, 10))),
+    "smoke": Variation((15, 180), replace(_SHORTEST, train_limit=1000)),
+    "laptop": Variation((15, 45, 90, 180), replace(_SHORT, sizes=(784, 100, 10))),
+    "paper": Variation((15, 45, 90, 180), replace(LONG, sizes=(784, 400, 10))),
 }
 
 
-def similarity(setup: Similarity) -> dict[float, list[Record]]:
+def capacity(setup: Variation) -> dict[int, list[Record]]:
+    """Records by width, one a seed."""
+    common, widths = setup.training, map(int, setup.values)
+    pair = partial(mnist_then_fashion, common.train_limit)
+    return {width: plain(replace(common, sizes=(784, width, width, 10)), pair) for width in widths}
+
+
+def similarity(setup: Variation) -> dict[float, list[Record]]:
     """Records by angle, one a seed."""
-    images = limited(load("MNIST"), setup.training.train_limit)
-    return {angle: plain(setup.training, rotated(images, (0.0, angle))) for angle in setup.degrees}
+    common = setup.training
+    return {angle: plain(common, partial(turned_mnist, angle, common.train_limit)) for angle in setup.values}
 
 
-@dataclass(frozen=True)
-class Repairs:
-    """The tutorial that this book grew from, repaired one thing at a time, on MNIST then Fashion-MNIST."""
+def repairs(setup: Comparison, images: int = 200, importance: float = 1000.0) -> dict[str, list[Record]]:
+    """The tutorial that this book grew from, repaired one thing at a time, on MNIST then Fashion-MNIST.
 
-    #: Network, data, training and seeds: those of the other curves, so that only the flaws differ.
-    comparison: Comparison = Comparison()
-    images: int = 200  #: Of the Fisher that is computed one image at a time.
-    importance: float = 1000.0  #: The tutorial's factor of its penalty, which has no 1/2: strength = 2 importance.
-
-
-def repairs(setup: Repairs) -> dict[str, list[Record]]:
-    """Records by rung: as the tutorial had it, then with each repair on top of the ones before.
-
-    The last repair, a strength from validation data, is what `compare` does.
+    Records by rung: as the tutorial had it, with its Fisher of `images` images and its `importance` (a penalty without
+    the 1/2: strength = 2 importance), then with each repair on top of the ones before. Network, data, training and
+    seeds are those of the other curves, so that only the flaws differ; the last repair, a strength from validation
+    data, is what `compare` does.
     """
-    pair = mnist_then_fashion(setup.comparison.train_limit)
-    strength, images = 2 * setup.importance, setup.images
+    pair, strength = partial(mnist_then_fashion, setup.train_limit), 2 * importance
     # The tutorial goes image by image, which gives the same mean.
-    argmax = lambda model, part: variants.argmax(model, part[:images])  # noqa: E731
+    argmax, classes = partial(_first, variants.argmax, images), partial(_first, fisher.diagonal, images)
     flawed = [_with_estimate("as in the tutorial", argmax, strength)]
     mended = [
         _with_estimate("no ReLU on the logits", argmax, strength),
-        _with_estimate("Fisher over all classes", lambda model, part: fisher.diagonal(model, part[:images]), strength),
+        _with_estimate("Fisher over all classes", classes, strength),
         replace(consolidation.ewc(strength), name="Fisher over all images"),
     ]
-    short = replace(setup.comparison, curve_points=0)  # only the flawed run is drawn as curves
-    return report(setup.comparison, pair, flawed, relu_logits_mlp) | report(short, pair, mended)
+    short = replace(setup, curve_points=0)  # only the flawed run is drawn as curves
+    return report(setup, pair, flawed, relu_logits_mlp) | report(short, pair, mended)
 
 
 @dataclass(frozen=True)
@@ -293,34 +282,45 @@ class Varied:
     own: dict[str, list[Record]]  #: Records with each estimate's own best strength.
 
 
-def estimates(setup: Wild) -> dict[str, Callable[[nn.Module, Examples], Params]]:
+def estimates(setup: Wild) -> dict[str, Estimate]:
     """Ways to compute something like the Fisher's diagonal, by name; the exact one first."""
-    size, of_batches, few = setup.batch_size, variants.squared_batch_gradient, setup.images
+    size, few = setup.batch_size, setup.images
     return {
         "exact": fisher.diagonal,
-        "exact, few images": lambda model, part: fisher.diagonal(model, part[: setup.few]),
-        "labels sampled": lambda model, part: fisher.diagonal(model, part, "sampled", generator(0)),
-        "labels sampled, B × square of batch": lambda model, part: _times(
-            size, of_batches(model, variants.drawn(model, part, generator(0)), size)
-        ),
-        "labels of the data": lambda model, part: fisher.diagonal(model, part, "data"),
+        "exact, few images": partial(_first, fisher.diagonal, setup.few),
+        "labels sampled": _sampled,
+        "labels sampled, B × square of batch": partial(_sampled_batches, batch_size=size),
+        "labels of the data": partial(fisher.diagonal, labels="data"),
         "most likely label": variants.argmax,
-        "data, weighted by p": lambda model, part: variants.weighted_by_probability(model, part[:few]),
-        "data, square of batch": lambda model, part: of_batches(model, part, size),
-        "indexed, not gathered": lambda model, part: variants.indexed_not_gathered(model, part[:few], size),
+        "data, weighted by p": partial(_first, variants.weighted_by_probability, few),
+        "data, square of batch": partial(variants.squared_batch_gradient, batch_size=size),
+        "indexed, not gathered": partial(_first, partial(variants.indexed_not_gathered, batch_size=size), few),
     }
+
+
+def _first(estimate: Estimate, images: int, model: nn.Module, data: Examples) -> Params:
+    return estimate(model, data[:images])
+
+
+def _sampled(model: nn.Module, data: Examples) -> Params:
+    return fisher.diagonal(model, data, "sampled", generator(0))
+
+
+def _sampled_batches(model: nn.Module, data: Examples, batch_size: int) -> Params:
+    drawn = variants.drawn(model, data, generator(0))
+    return _times(batch_size, variants.squared_batch_gradient(model, drawn, batch_size))
 
 
 def wild(setup: Wild, progress: Callable[[str], None] = lambda _: None) -> Varied:
     """Choose each estimate's strength on validation data and seeds of their own, then report on the test data."""
     common, found = setup.comparison, estimates(setup)
-    pair = mnist_then_fashion(common.train_limit)
-    traces = dict.fromkeys(found, 0.0)
+    pair = partial(mnist_then_fashion, common.train_limit)
+    traces, digits = dict.fromkeys(found, 0.0), pair()[0].train
     for seed in common.choosing:
         model = mlp(common.sizes, seed).to(device())
-        learn(model, pair, consolidation.none(), common.settings, seed, evaluate_on="validation", stop=1)
+        fit(model, digits, Diagonal.isotropic(snapshot(model)), 0.0, common.settings, generator(1000 * seed))
         for name, estimate in found.items():
-            traces[name] += fisher.trace(estimate(model, pair[0].train))
+            traces[name] += fisher.trace(estimate(model, digits))
     shares = {name: value / traces["exact"] for name, value in traces.items()}
     family = {name: partial(_with_estimate, name, estimate) for name, estimate in found.items()}
     tried = {name: [value / share for value in setup.relative] for name, share in shares.items()}
@@ -333,12 +333,13 @@ def wild(setup: Wild, progress: Callable[[str], None] = lambda _: None) -> Varie
     return Varied(shares, chosen, at_common, {"exact": at_common["exact"]} | at_own)
 
 
-def _with_estimate(name: str, estimate: Callable[[nn.Module, Examples], Params], strength: float) -> Method:
-    def consolidate(model: nn.Module, data: Examples, prior: Belief) -> Belief:
-        assert isinstance(prior, Diagonal)
-        return prior.moved(snapshot(model), _times(len(data), estimate(model, data)))
+def _with_estimate(name: str, estimate: Estimate, strength: float) -> Method:
+    return Method(name, Diagonal.isotropic, partial(_moved, estimate), strength)
 
-    return Method(name, Diagonal.isotropic, consolidate, strength)
+
+def _moved(estimate: Estimate, model: nn.Module, data: Examples, prior: Belief) -> Belief:
+    assert isinstance(prior, Diagonal)
+    return prior.moved(snapshot(model), _times(len(data), estimate(model, data)))
 
 
 def _times(factor: float, information: Params) -> Params:

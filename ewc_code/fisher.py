@@ -60,15 +60,13 @@ def diagonal(
 
     Args:
         model: (n, ...) -> outputs (n, k), in a deterministic mode.
-        data: N examples: labels (n,) for classes, targets (n, k) for regression. The values of `data.y` are used only
-            by `labels="data"` and for checking.
+        data: N examples: labels (n,) for classes, targets (n, k) for regression; used by 'data', checked by all.
         labels: Which q: 'exact' = the model's own distribution, 'sampled' = draws from it, 'data' = the labels.
         generator: Source of the draws; needed by 'sampled', on the CPU or on the data's device.
         batch_size: Examples at a time, at most; changes memory and speed, not the result.
         draws: Labels drawn an example by 'sampled'; their squares are averaged.
 
-    Returns:
-        By name, the shapes of the parameters; nats per squared unit of the parameter, mean over examples.
+    Returns the parameters' shapes by name, mean over examples, in nats per squared unit of the parameter.
 
     Raises:
         ValueError: unknown `labels`, no generator for 'sampled', labels or shapes that do not fit, a module in training
@@ -104,10 +102,8 @@ def estimate(
 
     The factor 1 - n/N is what a choice without replacement from a finite set leaves. The noise of drawn labels does not
     go away with all examples seen: with 'sampled' the factor is left out, which errs on the safe side where n is large.
-
-    `data` are the N examples to draw from, `examples` is n, from 2 to N, and `generator` is that of the choice, and of
-    the draws of 'sampled'. All else is as for `diagonal`.
-
+    `data` are the N examples, `examples` is n, from 2 to N, and `generator` is that of the choice and of the draws. All
+    else is as for `diagonal`.
     Source: Cochran 1977, section 2.6 (simple random sampling). Chapter "Fisher in the wild".
     """
     if not 2 <= examples <= len(data):
@@ -161,12 +157,9 @@ def kronecker(
     of the gradients along the eigenvectors (EKFAC), which makes the diagonal in that basis exact; it takes a second
     pass over the data, with the same draws. All else is as for `diagonal`.
 
-    Raises:
-        ValueError: as `diagonal`, and for a trainable parameter that is in no Linear or Conv2d layer that runs once an
-            example, or layers frozen in part.
-
-    Source: Martens & Grosse 2015, eq. 1; Grosse & Martens 2016, section 3.1; George et al. 2018, section 3. Chapter
-    "Fisher in the wild".
+    A ValueError as of `diagonal`, and for a trainable parameter that is in no Linear or Conv2d layer that runs once an
+    example, or layers frozen in part. Source: Martens & Grosse 2015, eq. 1; Grosse & Martens 2016, section 3.1; George
+    et al. 2018, section 3. Chapter "Fisher in the wild".
     """
     noise = _checked(model, data, labels, generator, batch_size, draws)
     found = layers.closed_form(model, data.x)
@@ -211,10 +204,9 @@ def full(
 
         F = 1/N sum_x J^T (sum_m r_m r_m^T) J        ('exact', classes: the bracket is diag(p) - p p^T)
 
-    Returned is (P, P), symmetric, positive semidefinite; rows and columns in the order of `models.flatten`. Arguments
-    and errors are as for `diagonal`, but `batch_size` counts the examples whose Jacobians (outputs x parameters each)
-    are in memory at a time, and a model with too many parameters is a ValueError too.
-
+    Returned is (P, P), symmetric, positive semidefinite, in the order of `models.flatten`. As for `diagonal`, but
+    `batch_size` counts the examples whose Jacobians (outputs x parameters each) are in memory at a time, and a model
+    with too many parameters is a ValueError too.
     Source: Martens 2020, section 5. Chapter "Fisher information".
     """
     noise = _checked(model, data, labels, generator, batch_size, draws)
@@ -296,7 +288,6 @@ def covariance_root(probs: Float[Tensor, "b k"]) -> Float[Tensor, "b k j"]:
         L_jj = sqrt(p_j q_j / q_{j-1}),   L_ij = -(p_i / q_j) L_jj for i > j,   q_j = sum of p_i over i > j
 
     One column less than there are classes: what the probabilities gain somewhere they lose elsewhere.
-
     Source: Tanabe & Sagae 1992. Chapter "Fisher in the wild".
     """
     after = probs.flip(1).cumsum(1).flip(1)  # q_{j-1} at j

@@ -25,7 +25,12 @@ Gaussian = TypeVar("Gaussian", Diagonal, Full, Diagonal | Full)
 
 
 def laplace(
-    model: nn.Module, data: Examples, prior: Gaussian, labels: Labels = "exact", generator: Generator | None = None
+    model: nn.Module,
+    data: Examples,
+    prior: Gaussian,
+    labels: Labels = "exact",
+    generator: Generator | None = None,
+    examples: int | None = None,
 ) -> Gaussian:
     r"""Belief after a task: mean at the model's parameters, precision grown by N times the mean Fisher information.
 
@@ -34,13 +39,15 @@ def laplace(
     The Fisher stands for the Hessian of the negative log likelihood: it is never negative, and equals the Hessian where
     the model's probabilities fit (chapter "Fisher information"); `labels` says which, as in `fisher.diagonal`, and
     `generator` serves `labels="sampled"`. The model is at the mode theta*, fitted to the N examples of `data` under the
-    `prior`, the belief before the task; a `Diagonal` gives a `Diagonal`, a `Full` gives a `Full`.
+    `prior`, the belief before the task; a `Diagonal` gives a `Diagonal`, a `Full` gives a `Full`. With `examples`, the
+    mean Fisher is that of the first so many, which must be in random order (chapter "Fisher in the wild" says how many
+    are enough); N stays the number of all.
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
-    mode = snapshot(model)
+    mode, some = snapshot(model), data[:examples]
     if isinstance(prior, Full):
-        return prior.moved(mode, len(data) * fisher.full(model, data, labels, generator))
-    mean_fisher = fisher.diagonal(model, data, labels, generator)
+        return prior.moved(mode, len(data) * fisher.full(model, some, labels, generator))
+    mean_fisher = fisher.diagonal(model, some, labels, generator)
     return prior.moved(mode, {name: len(data) * value for name, value in mean_fisher.items()})
 
 
@@ -85,10 +92,10 @@ def approximate(
         log integral = -E(theta*) + P/2 log 2 pi - 1/2 log det H
 
     The energy is the negative log density up to a constant, (P,) -> scalar, differentiable twice; outside of the
-    density's support it may return infinity or NaN. Give the start in float64. At most `steps` Newton steps are made;
-    they stop when the expected decrease g^T H^-1 g / 2 is below the tolerance, nats. A ValueError says that no minimum
-    was found: the start is outside of the support, the mode is at a boundary, or the density has a ridge, where
-    Laplace's method does not apply. Source: Tierney & Kadane 1986; MacKay 2003, chapter 27. Chapter "Laplace".
+    support it may be infinity or NaN. Give the start in float64. At most `steps` Newton steps are made, until the
+    expected decrease g^T H^-1 g / 2 is below the tolerance, nats. A ValueError: the start is outside of the support,
+    the mode at a boundary, or there is a ridge, where Laplace's method does not apply.
+    Source: Tierney & Kadane 1986; MacKay 2003, chapter 27. Chapter "Laplace".
     """
     theta = start.detach().clone()
     for _ in range(steps):
@@ -145,8 +152,7 @@ def on_grid(energy: Callable[[Tensor], Tensor], around: Approximation, reach: fl
 
     For smooth densities that have died out at the grid's edge this sum converges faster than any power of the spacing.
     The energy is as for `approximate`; `around` gives the place and the axes, `reach` the half width in standard
-    deviations; points^P energies are computed. The result is normalised at all points, so that its `log_density` and
-    `Approximation.log_density(grid.theta)` can be compared. Chapter "Laplace".
+    deviations; points^P energies are computed. The result is normalised. Chapter "Laplace".
     """
     size = len(around.mode)
     line = torch.linspace(-reach, reach, points, dtype=around.mode.dtype, device=around.mode.device)
@@ -164,10 +170,9 @@ def find_mode(model: nn.Module, data: Examples, prior: Belief) -> Approximation:
 
         minimise  N L(theta) + prior.energy(theta)
 
-    The model gives logits (n, k) and has a few hundred parameters; use float64. Where the likelihood is flat, only the
-    prior's precision keeps the minimum unique. The Gaussian returned has the exact Hessian, parameters in the order of
-    `models.flatten`; its `log_integral` belongs to exp(-N L - prior.energy), without the prior's constant
-    (`gaussian.log_normaliser`). Errors are those of `approximate`. Chapter "Laplace".
+    The model gives logits (n, k) and has a few hundred parameters; use float64. The Gaussian returned has the exact
+    Hessian, in the order of `models.flatten`; its `log_integral` belongs to exp(-N L - prior.energy), without the
+    prior's constant (`gaussian.log_normaliser`). Errors are those of `approximate`. Chapter "Laplace".
     """
     start = snapshot(model)
 
@@ -204,8 +209,7 @@ def next_term(energy: Callable[[Tensor], Tensor], at: Approximation) -> float:
 
         -1/8 E_ijkl S_ij S_kl + 1/8 E_ijk E_lmn S_ij S_kl S_mn + 1/12 E_ijk E_lmn S_il S_jm S_kn
 
-    One parameter: 5 E'''^2 / (24 E''^3) - E'''' / (8 E''^2). With N examples the sum is of order 1/N. The energy is
-    that of `approximate`, differentiable four times; P^4 numbers are held.
+    One parameter: 5 E'''^2 / (24 E''^3) - E'''' / (8 E''^2). With N examples the sum is of order 1/N.
     Source: Tierney & Kadane 1986. Chapter "Laplace".
     """
     second = hessian(energy)

@@ -85,12 +85,19 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 def cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     """Cosine of the angle between two diagonal Fishers seen as vectors; 1 when they agree up to a factor."""
-    if left.keys() != right.keys():
-        raise ValueError(f"both must name the same parameters; got {sorted(left.keys() ^ right.keys())} in only one.")
-    a, b = (torch.cat([p[name].reshape(-1).cpu().double() for name in left]) for p in (left, right))
-    if not (a.any() and b.any()):
-        raise ValueError("the angle to a Fisher that is zero everywhere is not defined; got one.")
+    a, b = _paired(left, right)
     return (a @ b / (a.norm() * b.norm())).item()
+
+
+def overlap(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    r"""Overlap of two diagonal Fishers: 1 where they care about the same parameters, 0 where about different ones.
+
+        1 - d^2 = sum_i sqrt(f_i g_i),    d^2 = 1/2 tr(f + g - 2 (f g)^1/2),    f and g with unit trace
+
+    d is their Fréchet distance. Source: Kirkpatrick et al. 2017, appendix 4.3. Chapter "The paper, reproduced".
+    """
+    f, g = _paired(left, right)
+    return (f.sqrt() @ g.sqrt() / (f.sum() * g.sum()).sqrt()).item()
 
 
 def effective_dimension(belief: Diagonal, information: dict[str, Tensor]) -> float:
@@ -100,6 +107,16 @@ def effective_dimension(belief: Diagonal, information: dict[str, Tensor]) -> flo
     Source: MacKay 1992 ("Bayesian interpolation"), eqs. 22-23.
     """
     return sum((h / (h + belief.precision[name])).sum().item() for name, h in information.items())
+
+
+def _paired(left: dict[str, Tensor], right: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Both as vectors, in float64 and in one order."""
+    if left.keys() != right.keys():
+        raise ValueError(f"both must name the same parameters; got {sorted(left.keys() ^ right.keys())} in only one.")
+    a, b = (torch.cat([p[name].reshape(-1).cpu().double() for name in left]) for p in (left, right))
+    if not (a.any() and b.any()):
+        raise ValueError("the angle to a Fisher that is zero everywhere, and its unit trace, are not defined; got one.")
+    return a, b
 
 
 def _checked(accuracy: Matrix, least: int = 1) -> Matrix:

@@ -15,23 +15,28 @@ from ewc_code.environment import generator
 Params = dict[str, Tensor]
 
 
-def mlp(sizes: tuple[int, ...] = (784, 400, 400, 10), seed: int = 0) -> nn.Sequential:
+def mlp(
+    sizes: tuple[int, ...] = (784, 400, 400, 10), seed: int = 0, dropout: tuple[float, float] = (0.0, 0.0)
+) -> nn.Sequential:
     """Fully connected network: affine maps with ReLU between them; the last layer's output are the logits.
 
         h_0 = x,   h_l = relu(W_l h_{l-1} + b_l),   logits = W_L h_{L-1} + b_L
 
     The sizes are units per layer, input first, classes last; `(d, k)` is softmax regression. `seed` draws the initial
     weights, uniform on ±1/sqrt(fan-in) (torch's own default); the global state is not used. The network, (n, sizes[0])
-    -> (n, sizes[-1]), is on the CPU; move it with `.to(device)`.
+    -> (n, sizes[-1]), is on the CPU; move it with `.to(device)`. `dropout` is the share of the inputs and of the hidden
+    units that are dropped while training (Srivastava et al. 2014).
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes must hold at least input and output, each at least 1; got {sizes}.")
-    draw, layers = generator(seed), []
+    draw, layers = generator(seed), list[nn.Module]()
     for fan_in, fan_out in pairwise(sizes):
         layer, bound = _blank_linear(fan_in, fan_out), fan_in**-0.5
         with torch.no_grad():
             for parameter in (layer.weight, layer.bias):
                 parameter.uniform_(-bound, bound, generator=draw)
+        if (share := dropout[bool(layers)]) > 0:
+            layers.append(nn.Dropout(share))
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

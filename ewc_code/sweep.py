@@ -27,22 +27,17 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ewc_code import __version__
 from ewc_code.consolidation import Method, none
+from ewc_code.data import Examples
 from ewc_code.environment import device, generator
-from ewc_code.gaussian import Belief, stacked_energies
+from ewc_code.gaussian import Belief, stacked_penalty
 from ewc_code.models import Params, evaluating, flatten, nll, outputs, restore, snapshot
-from ewc_code.tasks import Task
+from ewc_code.tasks import Part, Task
 from ewc_code.training import CURVE_EXAMPLES, Record, Settings, accuracy, optimiser
-
-POLL = 0.05  # seconds between looks at an executor's futures
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, and everything that its numbers depend on.
-
-    Functions are a module's own, or partials of them: so a run can be sent to another machine, and has the same name
-    (`key`) there.
-    """
+    """One run, and all that its numbers depend on; functions are a module's own or partials of them, to have a name."""
 
     tasks: Callable[[], Sequence[Task]]  #: Makes the tasks; runs whose keyword `seed` differs here may share a stack.
     method: Method  #: Which belief is kept.
@@ -80,17 +75,16 @@ def sweep(
     Args:
         runs: What to do.
         executor: Anything whose `submit(function, *arguments)` returns something with `done()` and `result()`: a
-            `concurrent.futures` pool, `dask.distributed.Client.get_executor()`, submitit's `AutoExecutor`,
-            `mpi4py.futures.MPIPoolExecutor`. None: here, one stack after another.
-        folder: Where finished runs are kept, a file each, written at once and whole; those found there are not done
-            again. Only this process writes it, so workers need not share a file system.
+            `concurrent.futures` pool, dask's `Client.get_executor()`, submitit's `AutoExecutor`, mpi4py's
+            `MPIPoolExecutor`. None: here, one stack after another.
+        folder: Where finished runs are kept, a file each, written at once and whole by this process alone; those found
+            there are not done again.
         stack: Runs in one stacked computation, at most. More fill a device better and take more memory.
         progress: Called with a line whenever runs are finished.
         attempts: How often a stack is begun whose worker was lost, before its runs are given up.
 
-    Raises:
-        ValueError: settings that do not fit together, a function that has no name, a file that cannot be read. (A loss
-            that becomes infinite is an outcome, with its `error`.)
+    A ValueError: settings that do not fit together, a function without a name, a file that cannot be read. A loss that
+    becomes infinite is an outcome.
     """
     named = {run.key: run for run in runs}
     folder = Path(folder) if folder is not None else None
@@ -116,38 +110,26 @@ def sweep(
     if executor is None:
         for keys in waiting:
             finish(keys, learn_stacked([named[key] for key in keys]))
-    else:
-        _spread(executor, waiting, named, finish, attempts, progress)
-    return [found[run.key] for run in runs]
-
-
-def _spread(
-    executor: Any,
-    waiting: Sequence[Sequence[str]],
-    named: dict[str, Run],
-    finish: Callable[[Sequence[str], Sequence[Outcome]], None],
-    attempts: int,
-    progress: Callable[[str], None],
-) -> None:
-    """Every stack to a worker; a stack whose worker was lost begins anew, on another."""
+        waiting = []
     tries = {tuple(keys): 1 for keys in waiting}
-    begin = lambda keys: executor.submit(_attempt, [named[key] for key in keys], tries[keys])  # noqa: E731
-    futures = {keys: begin(keys) for keys in tries}
+    begin = lambda lot: executor.submit(_attempt, [named[key] for key in lot], tries[lot])  # noqa: E731
+    futures = {lot: begin(lot) for lot in tries}
     while futures:
-        for keys in [keys for keys, future in futures.items() if future.done()]:
+        for lot in [lot for lot, future in futures.items() if future.done()]:
             try:
-                outcomes = futures.pop(keys).result()
+                outcomes = futures.pop(lot).result()
             except (ValueError, TypeError):
                 raise  # a wrong setting is wrong on every worker
             except Exception as error:
-                tries[keys] += 1
-                if tries[keys] <= attempts:
-                    progress(f"a worker was lost ({error!r:.200}); its {len(keys)} runs begin anew")
-                    futures[keys] = begin(keys)
+                tries[lot] += 1
+                if tries[lot] <= attempts:
+                    progress(f"a worker was lost ({error!r:.200}); its {len(lot)} runs begin anew")
+                    futures[lot] = begin(lot)
                     continue
-                outcomes = [Outcome(None, f"given up after {attempts} attempts: {error!r:.200}")] * len(keys)
-            finish(keys, outcomes)
-        time.sleep(POLL)
+                outcomes = [Outcome(None, f"given up after {attempts} attempts: {error!r:.200}")] * len(lot)
+            finish(lot, outcomes)
+        time.sleep(0.05)
+    return [found[run.key] for run in runs]
 
 
 def _attempt(runs: Sequence[Run], number: int) -> list[Outcome]:
@@ -158,7 +140,7 @@ def _attempt(runs: Sequence[Run], number: int) -> list[Outcome]:
 def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
     """`training.learn` for many runs of one shape, at the same time; one that diverges leaves the others alone.
 
-    The first task is fitted once for all runs that differ in their method only, because every prior is flat.
+    The first task is fitted once for all runs that differ in their method only, where the prior is flat.
     With dropout the masks are drawn for the whole stack: the same again for the same stack, but not those of one run.
     """
     started, where = time.monotonic(), device()
@@ -168,12 +150,19 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
     beliefs = [run.method.prior(snapshot(model)) for run, model in zip(runs, models, strict=True)]
     records = [Record([task.name for task in tasks]) for tasks in sequences]
     errors = [""] * len(runs)
-    plain = [described(replace(run, method=none())) for run in runs]
-    first = [plain.index(name) for name in plain]  # the run that fits the first task for this one
+    flat = [
+        belief.energy({n: p + 1 for n, p in snapshot(m).items()}) == 0
+        for m, belief in zip(models, beliefs, strict=True)
+    ]
+    alike = [
+        described(replace(run, method=none()) if nothing else run) for run, nothing in zip(runs, flat, strict=True)
+    ]
+    first = [alike.index(name) for name in alike]  # the run that fits the first task for this one
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(runs[0].seed)  # of dropout's masks
         for i in range(len(sequences[0])):
-            alive = [m for m in range(len(runs)) if not errors[m]]
+            if not (alive := [m for m in range(len(runs)) if not errors[m]]):
+                break
             fitted = [m for m in alive if i > 0 or first[m] == m]
             losses, looks = _fit_stack(i, [(runs[m], models[m], beliefs[m], sequences[m]) for m in fitted])
             for m in alive:
@@ -184,11 +173,13 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
                 records[m].curves += [rows[fitted.index(source)] for _, rows in looks]
                 if not torch.isfinite(flatten(snapshot(models[m]))).all():
                     errors[m] = f"loss or parameters became infinite on {sequences[m][i].name}: {described(runs[m])}"
-                    continue
+            alive = [m for m in alive if not errors[m]]
+            for m, train in zip(alive, _parts([sequences[m][i] for m in alive], "train"), strict=True):
                 with evaluating(models[m]):  # curvature is that of the deterministic network
-                    beliefs[m] = runs[m].method.consolidate(models[m], sequences[m][i].train, beliefs[m])
-                held_out = [task.examples(runs[m].evaluate_on) for task in sequences[m]]
-                records[m].accuracy.append([accuracy(models[m], part) for part in held_out])
+                    beliefs[m] = runs[m].method.consolidate(models[m], train, beliefs[m])
+            rows = _accuracies([(models[m], sequences[m]) for m in alive], runs[0].evaluate_on)
+            for m, row in zip(alive, rows, strict=True):
+                records[m].accuracy.append(row)
     seconds = (time.monotonic() - started) / len(runs)
     return [Outcome(None if e else r, e or None, seconds) for r, e in zip(records, errors, strict=True)]
 
@@ -209,8 +200,8 @@ def _fit_stack(
     together = tasks[0].train if len({id(task) for task in tasks}) == 1 else None
     outputs(base, together or tasks[0].train)
     theta, _ = stack_module_state(list(models))  # (M, ...) each
-    energies = stacked_energies(beliefs)
-    factors = torch.tensor([run.method.strength / n for run in runs], device=where)
+    weights = torch.tensor([run.method.strength / n for run in runs], device=where)
+    penalty, penalised = stacked_penalty(beliefs, weights), bool(weights.any())
     # One optimiser for each learning rate; a model's parameters are views of the stack's.
     rates: dict[float, list[int]] = {}
     for m, run in enumerate(runs):
@@ -231,13 +222,8 @@ def _fit_stack(
     def look() -> None:
         if every and (step % every == 0 or step == steps):
             write_back()
-            parts = [
-                [task.examples(run.evaluate_on, CURVE_EXAMPLES) for task in own]
-                for run, own in zip(runs, sequences, strict=True)
-            ]
-            looks.append(
-                (step, [[accuracy(model, part) for part in own] for model, own in zip(models, parts, strict=True)])
-            )
+            found = _accuracies(list(zip(models, sequences, strict=True)), runs[0].evaluate_on, CURVE_EXAMPLES)
+            looks.append((step, found))
 
     look()
     draws = [generator(1000 * run.seed + i) for run in runs]
@@ -251,9 +237,13 @@ def _fit_stack(
             ]
             x, y = torch.stack([part.x for part in parts]), torch.stack([part.y for part in parts])
             objective = vmap(loss, randomness="different")(theta, x, y)  # (M,)
-            if factors.any():
-                objective = objective + factors * energies(theta)
             objective.sum().backward()  # not autograd.grad: fused Adam needs gradients laid out as the parameters are
+            objective = objective.detach()
+            if penalised:
+                values, pulls = penalty(theta)
+                objective = objective + values
+                for name, pull in pulls.items():
+                    theta[name].grad += pull
             for rate, own in views.items():
                 for p, name, m in own:
                     p.grad = theta[name].grad[m]
@@ -263,11 +253,29 @@ def _fit_stack(
             for p in theta.values():
                 p.grad = None
             step += 1
-            total += objective.detach() * index.shape[1]
+            total += objective * index.shape[1]
             look()
         means.append(total / n)
     write_back()
     return torch.stack(means, 1).tolist(), looks
+
+
+def _parts(tasks: Sequence[Task], part: Part, which: int | None = None) -> list[Examples]:
+    """Examples of each task, made once where models share a task."""
+    distinct = {id(task): task for task in tasks}
+    made = {key: task.examples(part, which) for key, task in distinct.items()}
+    return [made[id(task)] for task in tasks]
+
+
+def _accuracies(
+    members: Sequence[tuple[nn.Module, Sequence[Task]]], part: Part, which: int | None = None
+) -> list[list[float]]:
+    """A row a model, on all of its tasks."""
+    if not members:
+        return []
+    models, sequences = zip(*members, strict=True)
+    columns = [_parts(tasks, part, which) for tasks in zip(*sequences, strict=True)]
+    return [[accuracy(model, column[m]) for column in columns] for m, model in enumerate(models)]
 
 
 def described(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Sequences of tasks: what changes from one task to the next is the inputs, the labels keep their ten places."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from ewc_code.data import Examples, Images, load
-from ewc_code.environment import generator
+from ewc_code.data import Examples, Images, load, root
+from ewc_code.environment import device, generator
 
 Transform = Callable[[Tensor], Tensor]
 Part = Literal["train", "validation", "test"]
@@ -57,7 +58,7 @@ def mnist_then_fashion(train_limit: int | None = None) -> tuple[Task, Task]:
 
     With `train_limit`, at most so many training examples a task.
     """
-    digits, clothes = (limited(load(name), train_limit) for name in ("MNIST", "FashionMNIST"))
+    digits, clothes = (_images(name, train_limit, None, root(), device()) for name in ("MNIST", "FashionMNIST"))
     return Task("MNIST", digits), Task("Fashion-MNIST", clothes)
 
 
@@ -72,6 +73,46 @@ def permuted(images: Images, count: int, seed: int = 0) -> tuple[Task, ...]:
     orders = [torch.randperm(x.shape[1], generator=draw).to(x.device) for _ in range(count - 1)]
     moved = [Task(f"permutation {i}", images, partial(_permute, order=order)) for i, order in enumerate(orders, 2)]
     return Task("permutation 1", images), *moved
+
+
+def permuted_mnist(
+    count: int, train_limit: int | None = None, held_limit: int | None = None, seed: int = 0
+) -> tuple[Task, ...]:
+    """`permuted` MNIST, with at most so many training and so many held-out examples a task; one copy of the images."""
+    return permuted(_images("MNIST", train_limit, held_limit, root(), device()), count, seed)
+
+
+def turned_mnist(degrees: float, train_limit: int | None = None) -> tuple[Task, ...]:
+    """MNIST upright, then turned by an angle; with `train_limit`, at most so many training examples."""
+    return rotated(_images("MNIST", train_limit, None, root(), device()), (0.0, degrees))
+
+
+def together(make: Callable[[], Sequence[Task]]) -> tuple[Task]:
+    """All of the tasks' examples as one task: joint training, the ceiling. Takes a copy of each."""
+    parts = [[task.examples(part) for task in make()] for part in ("train", "validation", "test")]
+    whole = [Examples(torch.cat([one.x for one in part]), torch.cat([one.y for one in part])) for part in parts]
+    return (Task("all tasks", Images("all tasks", *whole)),)
+
+
+def centrally_permuted(images: Images, side: int, seed: int = 0) -> Task:
+    """The images with the pixels of their central square of `side` by `side` shuffled, the others in place.
+
+    Source: Kirkpatrick et al. 2017, section 2.2 and Figure 3C (2C in the preprint).
+    """
+    whole = math.isqrt(images.train.x.shape[1])
+    if not 1 <= side <= whole:
+        raise ValueError(f"side must lie in 1..{whole}, the images' own; got {side}.")
+    order, low = torch.arange(whole**2).view(whole, whole), (whole - side) // 2
+    square = order[low : low + side, low : low + side]  # a view
+    square.copy_(square.reshape(-1)[torch.randperm(side**2, generator=generator(seed))].view(side, side))
+    where = order.reshape(-1).to(images.train.x.device)
+    return Task(f"central {side} × {side} permuted", images, partial(_permute, order=where))
+
+
+@lru_cache(maxsize=2)  # a sweep makes the same tasks many times
+def _images(name: str, train_limit: int | None, held_limit: int | None, _root: Path, on: torch.device) -> Images:
+    images = limited(load(name, on), train_limit)
+    return replace(images, validation=images.validation[:held_limit], test=images.test[:held_limit])
 
 
 def rotated(images: Images, degrees: tuple[float, ...]) -> tuple[Task, ...]:

@@ -43,7 +43,7 @@ class Settings:
 
 @dataclass
 class Record:
-    """What happened while a sequence was learned; `first + later` continues a record by that of the tasks after it."""
+    """What happened while a sequence was learned."""
 
     names: list[str]  #: The tasks', in order.
     accuracy: list[list[float]] = field(default_factory=list)  #: R[i][j], on task j after task i, 0..1.
@@ -56,10 +56,6 @@ class Record:
         """The accuracy matrix R, as `metrics` takes it."""
         return torch.tensor(self.accuracy)
 
-    def __add__(self, later: "Record") -> "Record":
-        parts = ("accuracy", "steps", "curves", "losses")
-        return Record(self.names, *(getattr(self, part) + getattr(later, part) for part in parts))
-
 
 def learn(
     model: nn.Module,
@@ -69,9 +65,6 @@ def learn(
     seed: int = 0,
     curve_points: int = 0,
     evaluate_on: Literal["test", "validation"] = "test",
-    start: int = 0,
-    stop: int | None = None,
-    belief: Belief | None = None,
 ) -> Record:
     """Learn the tasks one after another; the belief is all that is carried from one to the next.
 
@@ -84,35 +77,27 @@ def learn(
         curve_points: How often within a task all tasks' accuracy is recorded, on their first `CURVE_EXAMPLES`
             examples; 0 for only the rows of the accuracy matrix.
         evaluate_on: 'validation' while settings are being chosen, 'test' to report.
-        start: Go on with this task (counted from 0); the model and `belief` are those after the tasks before it.
-        stop: End before this task.
-        belief: The belief to start with; the method's prior by default.
 
     Raises:
-        ValueError: no tasks, another `evaluate_on`, a start in the middle without the belief held there, or as `fit`.
+        ValueError: no tasks, another `evaluate_on`, or as `fit`.
         FloatingPointError: as `fit`.
     """
     if not tasks:
         raise ValueError("there must be at least one task to learn; got none.")
     if evaluate_on not in ("test", "validation"):
         raise ValueError(f"evaluate_on must be 'test' or 'validation'; got {evaluate_on!r}.")
-    if start and method.strength and belief is None:
-        raise ValueError(
-            f"to go on with task {start}, the belief after the tasks before it must be given; got none. "
-            "Without it nothing of them would be kept."
-        )
     settings = settings or Settings()
     held_out = [getattr(task, evaluate_on) for task in tasks]
     record = Record([task.name for task in tasks])
-    steps_before = sum(_steps(settings, len(task.images.train)) for task in tasks[:start])
+    steps_before = 0
 
     def look(step: int, of: int) -> None:
         if curve_points and (step % max(1, of // curve_points) == 0 or step == of):
             record.steps.append(steps_before + step)
             record.curves.append([accuracy(model, part[:CURVE_EXAMPLES]) for part in held_out])
 
-    belief = belief or method.prior(snapshot(model))
-    for i, task in enumerate(tasks[start:stop], start):
+    belief = method.prior(snapshot(model))
+    for i, task in enumerate(tasks):
         train, order = task.train, generator(1000 * seed + i)
         record.losses.append(fit(model, train, belief, method.strength, settings, order, look, task.name))
         with evaluating(model):  # curvature is that of the deterministic network

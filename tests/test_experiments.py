@@ -3,17 +3,19 @@
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
 from oracles import examples, network, score
+from torch import Tensor
 
-from ewc_code import consolidation, experiments, fisher, variants
-from ewc_code.data import Examples, Images, load
+from ewc_code import consolidation, experiments, fisher, sweep, variants
+from ewc_code.data import Examples
 from ewc_code.experiments import Comparison, as_json, choose, compare
 from ewc_code.gaussian import Diagonal
 from ewc_code.models import flatten, snapshot
-from ewc_code.tasks import Task, limited, permuted
+from ewc_code.tasks import Part, Task, permuted_mnist
 from ewc_code.training import Record, Settings
 
 TINY = replace(
@@ -30,26 +32,28 @@ def _sample_unless_full_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 class Sealed(Task):
     """A task whose test examples must not be looked at."""
 
-    @property
-    def test(self) -> Examples:
-        raise AssertionError("the test examples were looked at")
+    def examples(self, part: Part, which: int | Tensor | None = None) -> Examples:
+        assert part != "test", "the test examples were looked at"
+        return super().examples(part, which)
+
+
+def pair() -> tuple[Task, ...]:
+    return permuted_mnist(2, 300, 300)
+
+
+def sealed() -> list[Task]:
+    return [Sealed(task.name, task.images, task.transform) for task in pair()]
 
 
 @pytest.fixture(scope="module")
-def images() -> Images:
+def found() -> experiments.Compared:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EWC_DATA", os.environ.get("EWC_DATA") or "sample")
-        whole = limited(load("MNIST"), 300)
-    return replace(whole, validation=whole.validation[:300], test=whole.test[:300])
+        return compare(TINY, pair)
 
 
-@pytest.fixture(scope="module")
-def found(images: Images) -> experiments.Compared:
-    return compare(TINY, permuted(images, 2))
-
-
-def test_same_numbers_again(found: experiments.Compared, images: Images) -> None:
-    assert compare(TINY, permuted(images, 2)) == found
+def test_same_numbers_again(found: experiments.Compared) -> None:
+    assert compare(TINY, pair) == found
 
 
 def test_every_method_has_a_record_a_seed(found: experiments.Compared) -> None:
@@ -68,19 +72,19 @@ def test_methods_of_a_seed_share_the_first_fit(found: experiments.Compared) -> N
         assert len(first) == 1
 
 
-def test_strengths_are_chosen_without_the_test_examples(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strengths_are_chosen_without_the_test_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pitfall 13, and the same check with the test examples used for choosing."""
-    tasks = [Sealed(task.name, task.images, task.transform) for task in permuted(images, 2)]
-    choose("EWC", consolidation.ewc, TINY.ewc, TINY, tasks)
-    real = experiments.learn
-
-    def peeking(*positional: object, **named: object) -> Record:
-        positional = tuple("test" if value == "validation" else value for value in positional)
-        return real(*positional, **{**named, "evaluate_on": "test"} if "evaluate_on" in named else named)
-
-    monkeypatch.setattr(experiments, "learn", peeking)
+    choose("EWC", consolidation.ewc, TINY.ewc, TINY, sealed)
+    peeking = lambda runs: sweep.sweep([replace(run, evaluate_on="test") for run in runs])  # noqa: E731
+    monkeypatch.setattr(experiments, "sweep", peeking)
     with pytest.raises(AssertionError, match="were looked at"):
-        choose("EWC", consolidation.ewc, TINY.ewc, TINY, tasks)
+        choose("EWC", consolidation.ewc, TINY.ewc, TINY, sealed)
+
+
+def test_a_comparison_with_a_diverging_run_says_so() -> None:
+    setup = replace(TINY, settings=replace(TINY.settings, optimiser="sgd", learning_rate=1e30))
+    with pytest.raises(FloatingPointError, match=r"every reported run must stay finite; got: .*permutation 1"):
+        experiments.plain(setup, pair)
 
 
 def test_chosen_strength_is_the_best_on_validation(found: experiments.Compared) -> None:
@@ -111,11 +115,11 @@ def test_results_survive_json(found: experiments.Compared) -> None:
 def test_argmax_belief_is_the_slip_it_says_it_is() -> None:
     model, data = network(), examples(9)
     prior = Diagonal.isotropic(snapshot(model))
-    slip = experiments._with_estimate("slip", lambda m, d: variants.argmax(m, d[:4]), 1.0).consolidate(
-        model, data, prior
-    )
+    four = partial(experiments._first, variants.argmax, 4)
+    slip = experiments._with_estimate("slip", four, 1.0).consolidate(model, data, prior)
     squares = [score(model, x, int(model(x[None]).argmax())).square() for x in data.x[:4]]
     torch.testing.assert_close(flatten(slip.precision), 9 * torch.stack(squares).mean(0))
-    few = experiments._with_estimate("few", lambda m, d: fisher.diagonal(m, d[:4]), 1.0).consolidate(model, data, prior)
+    four = partial(experiments._first, fisher.diagonal, 4)
+    few = experiments._with_estimate("few", four, 1.0).consolidate(model, data, prior)
     whole = consolidation.ewc(1.0).consolidate(model, data[:4], prior)
     torch.testing.assert_close(flatten(few.precision), 9 / 4 * flatten(whole.precision))

@@ -17,6 +17,7 @@ from ewc_code.metrics import (
     forgetting,
     forward_transfer,
     interval,
+    overlap,
 )
 
 # R[i][j]: accuracy on task j after training on task i. Worked by hand:
@@ -119,7 +120,7 @@ def test_cosine() -> None:
 def test_cosine_of_what_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match=r"same parameters; got \['b'\] in only one"):
         cosine(params(1, 2, 3), {"a": torch.ones(2)})
-    with pytest.raises(ValueError, match="zero everywhere is not defined"):
+    with pytest.raises(ValueError, match="zero everywhere, and its unit trace, are not defined"):
         cosine(params(1, 2, 3), params(0, 0, 0))
 
 
@@ -128,3 +129,14 @@ def test_effective_dimension_counts_what_the_data_determines() -> None:
     assert effective_dimension(belief, params(0, 0, 0)) == 0
     assert effective_dimension(belief, params(1e9, 1e9, 1e9)) == pytest.approx(3)
     assert effective_dimension(belief, params(1, 3, 0)) == pytest.approx(0.5 + 0.75)
+
+
+def test_overlap_is_one_minus_the_frechet_distance() -> None:
+    f, g = params(1, 2, 3), params(4, 0, 9)
+    a, b = (torch.tensor(v, dtype=torch.float64) / sum(v) for v in ([1, 2, 3], [4, 0, 9]))
+    squared = 0.5 * (a + b - 2 * (a * b).sqrt()).sum()
+    assert overlap(f, g) == pytest.approx(1 - squared.item())
+    assert overlap(f, params(2, 4, 6)) == pytest.approx(1)  # the size does not matter
+    assert overlap(params(1, 0, 0), params(0, 1, 1)) == 0
+    with pytest.raises(ValueError, match="unit trace"):
+        overlap(f, params(0, 0, 0))

@@ -16,7 +16,7 @@ from torch import nn
 
 from ewc_code import consolidation, sweep
 from ewc_code.environment import generator
-from ewc_code.gaussian import Diagonal, Full, Penalties, stacked_energies
+from ewc_code.gaussian import Diagonal, Full, stacked_penalty
 from ewc_code.models import mlp, snapshot
 from ewc_code.sweep import Outcome, Run, described
 from ewc_code.tasks import Task, limited, permuted
@@ -81,23 +81,21 @@ def test_a_stack_gives_the_numbers_of_one_run_at_a_time(settings: Settings) -> N
         assert_same(outcome, one_at_a_time(run))
 
 
-def test_a_penalty_per_task_is_stacked_too() -> None:
-    todo = [Run(partial(small_tasks, 3), consolidation.ewc_per_task(10.0), TINY, SETTINGS, seed) for seed in (0, 1)]
-    for run, outcome in zip(todo, sweep.sweep(todo), strict=True):
-        assert_same(outcome, one_at_a_time(run))
-
-
-def test_stacked_energies_are_each_models_own() -> None:
+def test_stacked_penalties_are_each_models_own_with_their_gradient() -> None:
     thetas = [snapshot(mlp((3, 2), seed)) for seed in (0, 1, 2)]
     modes = [snapshot(mlp((3, 2), seed)) for seed in (5, 6, 7)]
+    weights = torch.tensor([2.0, 0.0, 0.5])
     beliefs = [Diagonal.isotropic(mode, k + 1.0) for k, mode in enumerate(modes)]
-    stacked = {name: torch.stack([theta[name] for theta in thetas]) for name in thetas[0]}
-    true = torch.stack([belief.energy(theta) for belief, theta in zip(beliefs, thetas, strict=True)])
-    assert torch.allclose(stacked_energies(beliefs)(stacked), true)
-    pairs = [Penalties((belief, belief)) for belief in beliefs]
-    assert torch.allclose(stacked_energies(pairs)(stacked), 2 * true)
-    with pytest.raises(ValueError, match="Diagonal or all Penalties; got Diagonal, Full"):
-        stacked_energies([beliefs[0], Full.isotropic(modes[0])])
+    stacked = {name: torch.stack([theta[name] for theta in thetas]).requires_grad_() for name in thetas[0]}
+    true = weights * torch.stack(
+        [b.energy({name: value[m] for name, value in stacked.items()}) for m, b in enumerate(beliefs)]
+    )
+    gradients = dict(zip(stacked, torch.autograd.grad(true.sum(), list(stacked.values())), strict=True))
+    values, pulls = stacked_penalty(beliefs, weights)(stacked)
+    assert torch.allclose(values, true)
+    assert all(torch.allclose(pulls[name], g) for name, g in gradients.items())
+    with pytest.raises(ValueError, match="must be Diagonal; got Diagonal, Full"):
+        stacked_penalty([beliefs[0], Full.isotropic(modes[0])], weights)
 
 
 def test_dropout_is_seeded_and_leaves_the_global_state_alone() -> None:

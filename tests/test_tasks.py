@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from oracles import nothing_changes
 from torch import Tensor
 
 from ewc_code.data import Examples, Images, load
-from ewc_code.tasks import Task, limited, mnist_then_fashion, permuted, rotated
+from ewc_code.tasks import (
+    Task,
+    centrally_permuted,
+    limited,
+    mnist_then_fashion,
+    permuted,
+    permuted_mnist,
+    rotated,
+    together,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +169,36 @@ def test_rotation_of_what_is_not_square() -> None:
     oblong = Examples(torch.ones(2, 12), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="square images, flattened; got 12 pixels"):
         rotated(Images("oblong", oblong, oblong, oblong), (10.0,))[0].train  # noqa: B018
+
+
+@pytest.mark.parametrize("side", [1, 8, 26, 28])
+def test_central_permutation_moves_the_square_and_nothing_else(side: int) -> None:
+    pictures = images(28)
+    task = centrally_permuted(pictures, side, seed=3)
+    low = (28 - side) // 2
+    inside = torch.zeros(28, 28, dtype=torch.bool)
+    inside[low : low + side, low : low + side] = True
+    inside = inside.reshape(-1)
+    before, after = pictures.train.x, task.train.x
+    assert torch.equal(before[:, ~inside], after[:, ~inside])
+    assert torch.equal(before[:, inside].sort(1).values, after[:, inside].sort(1).values)
+    assert side == 1 or not torch.equal(before, after)
+    with pytest.raises(ValueError, match=r"side must lie in 1..28"):
+        centrally_permuted(pictures, 29)
+
+
+def test_permuted_mnist_shares_one_copy_and_limits_what_is_held_out() -> None:
+    first, second = permuted_mnist(2, 100, 50, seed=1), permuted_mnist(2, 100, 50, seed=2)
+    assert first[0].images is second[1].images
+    assert [len(part) for part in (first[0].train, first[0].validation, first[0].test)] == [100, 50, 50]
+    assert not torch.equal(first[1].train.x, second[1].train.x)
+    assert torch.equal(first[1].examples("train", 7).x, first[1].train.x[:7])
+    some = torch.tensor([5, 3])
+    assert torch.equal(first[1].examples("train", some).y, first[1].train.y[some])
+
+
+def test_together_holds_every_example_of_every_task() -> None:
+    tasks = permuted_mnist(3, 40, 20)
+    (whole,) = together(partial(permuted_mnist, 3, 40, 20))
+    assert torch.equal(whole.train.x, torch.cat([task.train.x for task in tasks]))
+    assert len(whole.test) == 60

@@ -1,6 +1,5 @@
 """Training: the objective and its gradient, the guard, what is left untouched, and which examples are looked at."""
 
-import io
 import math
 import os
 from collections.abc import Callable
@@ -431,34 +430,6 @@ def test_observer_sees_every_step_once() -> None:
     flat = Diagonal.isotropic(snapshot(model))
     fit(model, examples(7), flat, 0.0, settings, observe=lambda i, n: seen.append((i, n)))
     assert seen == [(i, 6) for i in range(7)]
-
-
-def test_a_sequence_can_be_stopped_saved_and_gone_on_with_to_the_same_bits() -> None:
-    """Pitfall 15: what EWC holds must be in what is saved, or resuming forgets the old tasks."""
-    tasks, method, settings = blobs(3), consolidation.ewc(10.0), Settings(epochs=2, batch_size=16)
-    whole, parts = (mlp((4, 8, 3)).to(device()) for _ in range(2))
-    expected = learn(whole, tasks, method, settings, 3, 4)
-    # The first fit is shared by all methods: their prior is flat.
-    first = learn(parts, tasks, consolidation.none(), settings, 3, 4, stop=1)
-    assert len(first.accuracy) == len(first.losses) == 1
-    belief = method.consolidate(parts, tasks[0].train, method.prior(snapshot(parts)))
-    file = io.BytesIO()
-    torch.save({"model": parts.state_dict(), "mean": belief.mean, "precision": belief.precision}, file)
-    file.seek(0)
-    saved = torch.load(file)
-    fresh, resumed = mlp((4, 8, 3), seed=9).to(device()), Diagonal(saved["mean"], saved["precision"])
-    fresh.load_state_dict(saved["model"])
-    found = first + learn(fresh, tasks, method, settings, 3, 4, start=1, belief=resumed)
-    assert same(state(whole), state(fresh))
-    assert found == expected
-
-
-def test_going_on_without_a_belief_would_keep_nothing_and_is_refused() -> None:
-    """Pitfall 11."""
-    model = mlp((4, 8, 3)).to(device())
-    with nothing_changes(model), pytest.raises(ValueError, match=r"to go on with task 1, the belief .* must be given"):
-        learn(model, blobs(2), consolidation.ewc(10.0), start=1)
-    learn(model, blobs(2), consolidation.none(), start=1)
 
 
 def test_accuracy_counts_right_answers_whatever_the_batch() -> None:

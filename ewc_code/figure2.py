@@ -8,7 +8,7 @@ Strength, learning rate and width are searched for, for each method alone, on va
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from ewc_code.experiments import Chosen, Comparison, Network, Tasks, choose, rep
 from ewc_code.gaussian import Diagonal
 from ewc_code.laplace import laplace
 from ewc_code.models import mlp, restore, snapshot
-from ewc_code.tasks import Task, centrally_permuted, limited, permuted_mnist, together
+from ewc_code.tasks import centrally_permuted, limited, permuted_mnist, together
 from ewc_code.training import Record, Settings, accuracy, fit
 
 
@@ -54,8 +54,8 @@ _LAPTOP = Search(
     widths=(250,), rates=(2e-3, 4e-3), search_tasks=5, held_limit=2_000, fisher_images=1_000, epochs=(2,),
 )  # fmt: skip
 _SMALL = _search(
-    _LAPTOP, (32, 64), (4e-3,), train_limit=1_500, settings=Settings(2, 50), tasks=4, search_tasks=4, held_limit=300,
-    fisher_images=300, epochs=(1,),
+    _LAPTOP, (32,), (2e-3, 4e-3), train_limit=1_500, settings=Settings(4, 40), tasks=5, ewc=(10.0, 100.0),
+    search_tasks=3, held_limit=300, fisher_images=300, epochs=(2,),
 )  # fmt: skip
 _PAPER = _search(
     _LAPTOP, (400,), (2e-3,), train_limit=None, settings=Settings(3, 128), seeds=(0, 1, 2, 3, 4),
@@ -105,7 +105,7 @@ def _plain(_strength: float) -> Method:
 
 
 def figure_2a(setup: Search, **options: Any) -> Panel:
-    """Panel A: plain training, L2 and EWC; `options` are those of `sweep.sweep`."""
+    """Panel A: plain training, L2 and EWC; `options` are `sweep.sweep`'s, its `progress` called after each method."""
     return _panel(setup, {"plain": mlp, "L2": mlp, "EWC": mlp}, options)
 
 
@@ -113,16 +113,13 @@ def figure_2b(setup: Search, **options: Any) -> Panel:
     """Panel B: EWC, training with dropout, without it, and on all tasks at once; `options` are `sweep.sweep`'s."""
     dropped = partial(mlp, dropout=setup.dropout)
     found = _panel(setup, {"plain": mlp, "dropout": dropped, "EWC": mlp}, options)
-    best, everything = found.chosen["EWC"], partial(_together, setup.tasks(setup.common.tasks))
-    common = replace(_at(setup, best.width, best.rate, best.epochs), curve_points=0)
-    started = time.monotonic()
+    best, started = found.chosen["EWC"], time.monotonic()
+    # One set of permutations for all seeds: so one copy of all tasks' images is enough.
+    common = replace(_at(setup, best.width, best.rate, best.epochs), own_tasks=False)
+    everything = partial(together, setup.tasks(common.tasks))
     found.records["joint"] = report(common, everything, [consolidation.none()], **options)["plain"]
     found.chosen["joint"], found.seconds = best, found.seconds + time.monotonic() - started
     return found
-
-
-def _together(tasks: Tasks, seed: int = 0) -> Sequence[Task]:
-    return together(partial(tasks, seed=seed))
 
 
 def _at(setup: Search, width: int, rate: float, epochs: int) -> Comparison:
@@ -131,7 +128,7 @@ def _at(setup: Search, width: int, rate: float, epochs: int) -> Comparison:
 
 
 def _panel(setup: Search, networks: dict[str, Network], options: dict[str, Any]) -> Panel:
-    started, common = time.monotonic(), setup.common
+    started, common, say = time.monotonic(), setup.common, options.pop("progress", lambda _: None)
     methods: dict[str, tuple[Callable[[float], Method], tuple[float, ...]]]
     methods = {
         "L2": (consolidation.l2, common.l2),
@@ -143,7 +140,9 @@ def _panel(setup: Search, networks: dict[str, Network], options: dict[str, Any])
         method, strengths = methods.get(name, plain)
         tasks, at = setup.tasks(setup.search_tasks), _at(setup, width, rate, epochs)
         chosen = choose(name, method, only or strengths, at, tasks, networks[name], **options)
-        return Cell(width, rate, epochs, chosen, max(sum(row) / len(row) for row in chosen.validation))
+        best = max(sum(row) / len(row) for row in chosen.validation)
+        say(f"{name}, width {width}, rate {rate:g}, epochs {epochs}: {best:.1%} on validation data")
+        return Cell(width, rate, epochs, chosen, best)
 
     points = [(width, rate, common.settings.epochs) for width in setup.widths for rate in setup.rates]
     grids = {name: [searched(name, *point) for point in points] for name in networks}
@@ -154,6 +153,7 @@ def _panel(setup: Search, networks: dict[str, Network], options: dict[str, Any])
         method = methods.get(name, plain)[0](cell.chosen.best)
         at = _at(setup, cell.width, cell.rate, cell.epochs)
         (records[name],) = report(at, setup.tasks(common.tasks), [method], networks[name], **options).values()
+        say(f"{name}: {len(common.seeds)} seeds reported after {time.monotonic() - started:.0f} s")
     epochs = sorted([*epochs, ewc], key=lambda cell: cell.epochs)
     return Panel(setup, grids, best, records, epochs, time.monotonic() - started)
 

@@ -24,8 +24,7 @@ def mlp(
 
     The sizes are units per layer, input first, classes last; `(d, k)` is softmax regression. `seed` draws the initial
     weights, uniform on ±1/sqrt(fan-in) (torch's own default); the global state is not used. The network, (n, sizes[0])
-    -> (n, sizes[-1]), is on the CPU; move it with `.to(device)`. `dropout` is the share of the inputs and of the hidden
-    units that are dropped while training (Srivastava et al. 2014).
+    -> (n, sizes[-1]), is on the CPU. `dropout` is the share of the inputs and of the hidden units dropped in training.
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes must hold at least input and output, each at least 1; got {sizes}.")

@@ -6,7 +6,7 @@ summed, and no model's loss depends on another's parameters, so each gets the gr
 
     minimise  sum_m [ L_m(theta_m) + strength_m / N * belief_m.energy(theta_m) ]
 
-The loop over tasks is that of `training.learn`; chapter "The paper, reproduced" runs its experiments this way.
+The loop over tasks is that of `training.learn`. Chapter "The paper, reproduced".
 """
 
 import dataclasses
@@ -174,7 +174,8 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
                 if not torch.isfinite(flatten(snapshot(models[m]))).all():
                     errors[m] = f"loss or parameters became infinite on {sequences[m][i].name}: {described(runs[m])}"
             alive = [m for m in alive if not errors[m]]
-            for m, train in zip(alive, _parts([sequences[m][i] for m in alive], "train"), strict=True):
+            kept = [m for m in alive if runs[m].method.strength > 0]
+            for m, train in zip(kept, _parts([sequences[m][i] for m in kept], "train"), strict=True):
                 with evaluating(models[m]):  # curvature is that of the deterministic network
                     beliefs[m] = runs[m].method.consolidate(models[m], train, beliefs[m])
             rows = _accuracies([(models[m], sequences[m]) for m in alive], runs[0].evaluate_on)
@@ -198,7 +199,7 @@ def _fit_stack(
             f"tasks of one stack must have as many examples each; got {[len(t.images.train) for t in tasks]}."
         )
     together = tasks[0].train if len({id(task) for task in tasks}) == 1 else None
-    outputs(base, together or tasks[0].train)
+    outputs(base, tasks[0].examples("train", CURVE_EXAMPLES))
     theta, _ = stack_module_state(list(models))  # (M, ...) each
     weights = torch.tensor([run.method.strength / n for run in runs], device=where)
     penalty, penalised = stacked_penalty(beliefs, weights), bool(weights.any())
@@ -262,8 +263,7 @@ def _fit_stack(
 
 def _parts(tasks: Sequence[Task], part: Part, which: int | None = None) -> list[Examples]:
     """Examples of each task, made once where models share a task."""
-    distinct = {id(task): task for task in tasks}
-    made = {key: task.examples(part, which) for key, task in distinct.items()}
+    made = {key: task.examples(part, which) for key, task in {id(task): task for task in tasks}.items()}
     return [made[id(task)] for task in tasks]
 
 

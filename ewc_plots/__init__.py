@@ -8,5 +8,6 @@ from ewc_plots.beliefs import arrival, kept, orders, springs, updates, valleys
 from ewc_plots.densities import contours, evidence, failures, parabolas, rates, turned
 from ewc_plots.information import along_training, one_image, pixels, sampling, spectra, step_halving
 from ewc_plots.learning import before_after, curves, figure_one, image_rows, ladder, strengths
+from ewc_plots.paper import by_depth, search, tasks_seen
 from ewc_plots.style import COLOURS, DASHES, use_style
 from ewc_plots.wild import apart, common_and_own, first_layer, multiples, subset

@@ -20,6 +20,7 @@ LOOK = {
     "EWC": (COLOURS["blue"], "-", "D"),
     "EWC, full": (COLOURS["purple"], (0, (5, 1, 1, 1)), "^"),
     "joint": (COLOURS["grey"], "-.", "v"),
+    "dropout": (COLOURS["orange"], "--", "s"),
     "as in the tutorial": (COLOURS["orange"], "-.", "^"),
 }
 SPARE = (COLOURS["black"], "-", "o")

@@ -31,7 +31,7 @@ def main() -> None:
         raise SystemExit("a recorded run must be made on the full data; the embedded sample is in use. Set EWC_DATA.")
     if changed := git("status", "--porcelain", "--", "ewc_code"):
         raise SystemExit(f"a recorded run must be that of a commit; ewc_code has changes:\n{changed}")
-    panels = {}
+    panels, commit = {}, git("rev-parse", "HEAD")
     for name, (settings, run) in PANELS.items():
         started = time.monotonic()
         options = {} if name == "2C" else {"folder": ROOT / "_build" / "recorded"}
@@ -43,7 +43,7 @@ def main() -> None:
         "hardware": environment.hardware(),
         "versions": environment.versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
+        "commit": commit,
         "panels": panels,
     }
     path = ROOT / "book" / "recorded" / f"figure2-{scale}-{environment.device().type}.json"

@@ -51,7 +51,7 @@ def _search(base: Search, widths: tuple[int, ...], rates: tuple[float, ...], **c
 
 _LAPTOP = Search(
     Comparison((), 25_000, Settings(1, 64), (0, 1, 2), (100,), (10.0, 30.0, 100.0), (), 10, 0, own_tasks=True),
-    widths=(250,), rates=(2e-3, 4e-3), search_tasks=5, held_limit=2_000, fisher_images=1_000, epochs=(2,),
+    widths=(125, 250), rates=(4e-3,), search_tasks=5, held_limit=2_000, fisher_images=1_000, epochs=(2,),
 )  # fmt: skip
 _SMALL = _search(
     _LAPTOP, (32,), (2e-3, 4e-3), train_limit=1_500, settings=Settings(4, 40), tasks=5, ewc=(10.0, 100.0),
@@ -114,8 +114,7 @@ def figure_2b(setup: Search, **options: Any) -> Panel:
     dropped = partial(mlp, dropout=setup.dropout)
     found = _panel(setup, {"plain": mlp, "dropout": dropped, "EWC": mlp}, options)
     best, started = found.chosen["EWC"], time.monotonic()
-    # One set of permutations for all seeds: so one copy of all tasks' images is enough.
-    common = replace(_at(setup, best.width, best.rate, best.epochs), own_tasks=False)
+    common = replace(_at(setup, best.width, best.rate, best.epochs), own_tasks=False)  # one copy of all images
     everything = partial(together, setup.tasks(common.tasks))
     found.records["joint"] = report(common, everything, [consolidation.none()], **options)["plain"]
     found.chosen["joint"], found.seconds = best, found.seconds + time.monotonic() - started

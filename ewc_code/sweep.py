@@ -73,7 +73,6 @@ def sweep(
     """The outcome of every run, in the order given; what is given twice is done once.
 
     Args:
-        runs: What to do.
         executor: Anything whose `submit(function, *arguments)` returns something with `done()` and `result()`: a
             `concurrent.futures` pool, dask's `Client.get_executor()`, submitit's `AutoExecutor`, mpi4py's
             `MPIPoolExecutor`. None: here, one stack after another.

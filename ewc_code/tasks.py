@@ -89,8 +89,13 @@ def turned_mnist(degrees: float, train_limit: int | None = None) -> tuple[Task, 
 
 def together(make: Callable[[], Sequence[Task]]) -> tuple[Task]:
     """All of the tasks' examples as one task: joint training, the ceiling. Takes a copy of each."""
-    parts = [[task.examples(part) for task in make()] for part in ("train", "validation", "test")]
-    whole = [Examples(torch.cat([one.x for one in part]), torch.cat([one.y for one in part])) for part in parts]
+    tasks, whole = make(), []
+    for part in ("train", "validation", "test"):
+        y = torch.cat([getattr(task.images, part).y for task in tasks])
+        x = tasks[0].images.train.x.new_empty(len(y), *tasks[0].images.train.x.shape[1:])
+        for task, place in zip(tasks, x.split(len(y) // len(tasks)), strict=True):  # one copy, not two
+            place.copy_(task.examples(part).x)
+        whole.append(Examples(x, y))
     return (Task("all tasks", Images("all tasks", *whole)),)
 
 
@@ -112,7 +117,9 @@ def centrally_permuted(images: Images, side: int, seed: int = 0) -> Task:
 @lru_cache(maxsize=2)  # a sweep makes the same tasks many times
 def _images(name: str, train_limit: int | None, held_limit: int | None, _root: Path, on: torch.device) -> Images:
     images = limited(load(name, on), train_limit)
-    return replace(images, validation=images.validation[:held_limit], test=images.test[:held_limit])
+    # The published test images are not in random order: the first thousands are harder than the rest.
+    some = torch.randperm(len(images.test), generator=generator(0))[:held_limit].to(on)
+    return replace(images, validation=images.validation[:held_limit], test=images.test[some])
 
 
 def rotated(images: Images, degrees: tuple[float, ...]) -> tuple[Task, ...]:
@@ -123,9 +130,8 @@ def rotated(images: Images, degrees: tuple[float, ...]) -> tuple[Task, ...]:
 
 def limited(images: Images, train_limit: int | None) -> Images:
     """The same images with at most `train_limit` training examples (they are in random order already)."""
-    if train_limit is None:
-        return images
-    _at_least_one(train_limit)
+    if train_limit is not None:
+        _at_least_one(train_limit)
     return replace(images, train=images.train[:train_limit])
 
 

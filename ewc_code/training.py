@@ -69,10 +69,8 @@ def learn(
     """Learn the tasks one after another; the belief is all that is carried from one to the next.
 
     Args:
-        model: Trained in place.
-        tasks: In order.
+        model: Trained in place, on the tasks in order, with `settings` for each.
         method: Which belief is kept (`consolidation`).
-        settings: For every task.
         seed: Of the order of the examples; task i (from 0) uses 1000 seed + i.
         curve_points: How often within a task all tasks' accuracy is recorded, on their first `CURVE_EXAMPLES`
             examples; 0 for only the rows of the accuracy matrix.

@@ -33,7 +33,11 @@ def tasks_seen(
         if name in recorded:
             axis.plot(np.arange(1, len(recorded[name]) + 1), recorded[name], color=colour, linestyle=dash,
                       linewidth=0.9, alpha=0.6)  # fmt: skip
-    axis.set(xlabel="tasks learned", ylabel="test accuracy, average over them", xticks=range(1, count + 1))
+    axis.set(
+        xlabel="tasks learned",
+        ylabel="test accuracy, average over them",
+        xticks=range(1, max([count, *map(len, recorded.values())]) + 1),
+    )
     axis.legend(loc="lower left")
     return figure
 

@@ -139,7 +139,7 @@ def test_digits_then_clothes() -> None:
 
 def test_limit_takes_the_first_training_examples_only() -> None:
     whole = images()
-    assert limited(whole, None) is whole
+    assert torch.equal(limited(whole, None).train.x, whole.train.x)
     few = limited(whole, 2)
     assert torch.equal(few.train.x, whole.train.x[:2])
     assert few.validation is whole.validation
@@ -202,3 +202,12 @@ def test_together_holds_every_example_of_every_task() -> None:
     (whole,) = together(partial(permuted_mnist, 3, 40, 20))
     assert torch.equal(whole.train.x, torch.cat([task.train.x for task in tasks]))
     assert len(whole.test) == 60
+
+
+def test_what_is_held_out_is_a_random_part() -> None:
+    """The published test images are not in random order: the first thousands are harder than the rest."""
+    whole, some = load("MNIST").test, permuted_mnist(1, 100, 200)[0].test
+    assert len(some) == 200
+    assert not torch.equal(some.x, whole.x[:200])
+    order = permuted_mnist(1, 100)[0].test
+    assert torch.equal(order.y.bincount(minlength=10), whole.y.bincount(minlength=10))

@@ -47,7 +47,7 @@ def runs() -> list[Run]:
     methods = (consolidation.none(), consolidation.ewc(10.0), consolidation.ewc(100.0), consolidation.l2(0.01))
     return [
         Run(partial(small_tasks, 3, seed=p), method, TINY, replace(SETTINGS, learning_rate=rate), seed, 2, "validation")
-        for p, seed in ((0, 0), (0, 1), (7, 0))
+        for p, seed in ((0, 0), (7, 1))
         for rate in (3e-3, 1e-3)
         for method in methods
     ]
@@ -243,9 +243,8 @@ def same_weights(seed: int) -> nn.Module:
     return TINY(int(generator(seed).initial_seed() * 0))
 
 
-@pytest.mark.parametrize("allowed", [0, 3])
-def test_a_dask_cluster_that_loses_a_worker_completes(tmp_path: Path, allowed: int) -> None:
-    """Two real workers, one killed while it works: dask begins its stack anew, or says that it will not and we do."""
+def test_a_dask_cluster_that_loses_a_worker_completes(tmp_path: Path) -> None:
+    """Two real workers, one killed while it works; dask is told to give up at once, so that we must begin anew."""
     dask = pytest.importorskip("dask", reason="dask and distributed are not installed: make peers")
     distributed = pytest.importorskip("distributed", reason="distributed is not installed: make peers")
     longer = replace(SETTINGS, epochs=40)
@@ -258,7 +257,7 @@ def test_a_dask_cluster_that_loses_a_worker_completes(tmp_path: Path, allowed: i
         said.append(line)
 
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": allowed}),
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -2,9 +2,9 @@
 
 It needs an environment of its own (Avalanche pins other versions), in which torch stays the one that is named:
 
-    python -m venv /tmp/avalanche
-    /tmp/avalanche/bin/pip install torch==2.13.0 torchvision==0.28.0 avalanche-lib==0.6.0 scipy jaxtyping platformdirs
-    PYTHONPATH=. /tmp/avalanche/bin/python benchmarks/avalanche_ewc.py --tasks 10 --images 50000
+    python -m venv ~/avalanche
+    ~/avalanche/bin/pip install torch==2.13.0 torchvision==0.28.0 avalanche-lib==0.6.0 scipy jaxtyping platformdirs
+    PYTHONPATH=. ~/avalanche/bin/python benchmarks/avalanche_ewc.py --tasks 10 --images 50000
 
 The same work: permutations, images, network, epochs, batch size, Adam, and a Fisher from all training images after each
 task. What each computes then is its own: Avalanche squares the mean gradient of each batch of its loader, whose size it

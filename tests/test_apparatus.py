@@ -1,6 +1,7 @@
 """The textbook's apparatus: starters that follow from solutions, and their planted faults."""
 
 import ast
+import re
 
 import pytest
 
@@ -107,3 +108,179 @@ def test_exercises_say_how_much_effort_they_take(name):
     grades = [line.rpartition(" · effort: ")[2] for line in titles]
     assert set(grades) <= {"low", "medium", "high"}, titles
     assert len(set(grades)) > 1, "all exercises take the same effort"
+
+
+def blanked(pattern: str, text: str, flags: int = 0) -> str:
+    """`text` with what matches replaced by spaces, so that places and lines stay."""
+    return re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=flags)
+
+
+def running_text(name: str, exercises: bool = True) -> str:
+    """A chapter without front matter, cells, displayed formulas, headings, code, and the arguments of directives."""
+    text = text_of(name)
+    text = text if exercises else text[: text.index("\n## Exercises")]
+    text = blanked(r"\A---\n.*?\n---\n", text, re.DOTALL)
+    text = blanked(r"^(`{3,})\{code-cell\}.*?^\1\s*$", text, re.DOTALL | re.MULTILINE)
+    text = blanked(r"\$\$.*?\$\$", text, re.DOTALL)
+    text = blanked(r"^    .*$|^#.*$|^[`:]{3,}.*$|^:\w+:.*$|\$\$ \(eq[^\n]*$", text, re.MULTILINE)
+    return blanked(r"<!--.*?-->|\]\([^)]*\)", text, re.DOTALL)
+
+
+# Words of the glossary that a chapter uses in another sense only.
+ORDINARY = {
+    ("forgetting", "overlap"),  # images overlap
+    ("bayes", "overlap"),  # tasks may overlap
+    ("bayes", "calibrated"),  # an instrument
+    ("bayes", "stack"),  # to stack matrices
+    ("wild", "mode"),  # training mode
+    ("ewc", "evidence"),  # is no evidence of
+}
+
+
+def glossary() -> list[list[str]]:
+    """The terms of each entry; those of one entry mean the same."""
+    body = text_of("glossary").partition("```{glossary}\n:sorted:\n\n")[2].partition("\n```")[0]
+    return [block.split("\n  ")[0].splitlines() for block in body.split("\n\n")]
+
+
+def uses(term: str, text: str) -> list[re.Match]:
+    """Where a term stands, in singular or plural; capitals count only where the term has them."""
+    word = re.escape(term).replace(r"\ ", r"\s")
+    word = f"{word[:-1]}(?:y|ies)" if term.endswith("y") else f"{word}(?:e?s)?"
+    flags = re.IGNORECASE if term[0].islower() else 0
+    return list(re.finditer(rf"(?<!double )(?<!training )(?<![\w-]){word}(?![\w-])", text, flags))
+
+
+def linked_terms(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and target of each term role."""
+    found = []
+    for role in re.finditer(r"\{term\}`([^`<]+?)(?:\s*<([^>]+)>)?`", text):
+        found.append((role.start(), role.end(), " ".join((role[2] or role[1]).split()).lower()))
+    return found
+
+
+def test_the_glossary_is_in_order_and_says_something():
+    entries = glossary()
+    assert len(entries) > 40
+    for terms in entries:
+        assert all(re.fullmatch(r"[\w' -]+", term) for term in terms), terms
+    names = [term.lower() for terms in entries for term in terms]
+    assert len(names) == len(set(names))
+    assert [terms[0].lower() for terms in entries] == sorted(terms[0].lower() for terms in entries)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_first_use_of_a_term_links_to_the_glossary(name):
+    text = running_text(name)
+    roles = linked_terms(text)
+    plain = blanked(r"\{[\w:.-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$", text, re.DOTALL)
+    missing = []
+    for terms in glossary():
+        links = [start for start, _, target in roles if target in [term.lower() for term in terms]]
+        found = [match for term in terms for match in uses(term, plain)]
+        first = min(found, key=lambda match: match.start(), default=None)
+        if first and (name, terms[0]) not in ORDINARY and not (links and links[0] < first.start()):
+            missing.append((text[: first.start()].count("\n") + 1, first[0]))
+    assert not missing, f"link these with {{term}}: {missing}"
+
+
+def test_every_term_is_used_by_a_chapter():
+    linked = {target for name in CHAPTERS for _, _, target in linked_terms(text_of(name))}
+    unused = [terms[0] for terms in glossary() if not linked & {term.lower() for term in terms}]
+    assert not unused
+
+
+def test_exceptions_are_needed():
+    entries = {terms[0]: terms for terms in glossary()}
+    for name, term in ORDINARY:
+        assert any(uses(word, running_text(name)) for word in entries[term]), (name, term)
+
+
+SYMBOL = re.compile(
+    r"(?:\\(?:hat|bar|tilde)\s*)?\{?(\\[A-Za-z]+|[A-Za-z])\}?((?:[_^](?:\{[^{}]*\}|\\?[A-Za-z0-9]+|\*))*)"
+)
+COUNTING = set("ijklmnct")  # the notation page says so in a sentence
+
+
+def normal(formula: str) -> str:
+    """A formula with one way to write each thing."""
+    return " ".join(formula.split()).replace(r"\mathcal D", r"\Data")
+
+
+def symbol_table() -> dict[tuple[str, str], list[str]]:
+    """(chapter or nothing, key) -> the formulas of a row."""
+    rows = {}
+    for options, body in re.findall(r"^```\{symbols\}\n((?::[^\n]*\n)*)(.*?)^```$", text_of("notation"), re.M | re.S):
+        chapter = options.partition(":chapter: ")[2].strip()
+        for line in body.strip().splitlines()[2:]:
+            key, forms = (cell.strip() for cell in line.split("|")[1:3])
+            assert (chapter, key) not in rows, f"two rows {key}"
+            rows[chapter, key] = [normal(form) for form in re.findall(r"\$([^$]+)\$", forms)]
+    return rows
+
+
+def row_of(formula: str, chapter: str, rows) -> tuple[str, str] | None:
+    """The row that an inline formula of one symbol belongs to: the chapter's own first, an exact form first."""
+    formula = normal(formula)
+    base, scripts = SYMBOL.match(formula).groups()
+    scopes = [{key: forms for (scope, key), forms in rows.items() if scope == where} for where in (chapter, "")]
+    starred = base + "^*"
+    for fits in (
+        lambda forms: formula in forms,
+        lambda forms: "^*" in scripts and any(form.startswith(starred) for form in forms),
+        lambda forms: base in forms,
+        lambda forms: base in [found[1] for form in forms if (found := SYMBOL.match(form))],
+    ):
+        for where, own in zip((chapter, ""), scopes, strict=True):
+            if found := [key for key, forms in own.items() if fits(forms)]:
+                return where, found[0]
+    return None
+
+
+def single_symbols(text: str):
+    """Start, end and formula of inline formulas that are one symbol, whatever its indices."""
+    for found in re.finditer(r"(?<![\\$`])\$([^$`]+)\$", text):
+        whole = SYMBOL.fullmatch(normal(found[1]))
+        power = whole and re.sub(r"\^(\*|\{?\*\}?)", "", whole[2])
+        if whole and ("^" not in power or normal(found[1]) == r"\sigma^2"):
+            yield found.start(), found.end(), found[1], whole[1]
+
+
+def sym_roles(text: str) -> list[tuple[int, str]]:
+    """Start and key of each symbol role."""
+    return [(role.start(), role[1] or role[2]) for role in re.finditer(r"\{sym\}`(?:[^`]*<([\w-]+)>|([^`]+))`", text)]
+
+
+def first_uses(name: str) -> tuple[list, list]:
+    """First uses of a symbol without a link, and symbols that no row explains."""
+    text, rows = running_text(name, exercises=False), symbol_table()
+    operators = set(re.findall(r"\$(\\[A-Za-z]+)", text_of("notation").partition("## Distributions and operators")[2]))
+    links: dict[str, int] = {}
+    for start, key in sym_roles(text):
+        links.setdefault(key, start)
+    unlinked, unknown = {}, []
+    for start, end, formula, base in single_symbols(text):
+        row = row_of(formula, name, rows)
+        if row is None:
+            if base not in COUNTING and base not in operators:
+                unknown.append((text[:start].count("\n") + 1, formula))
+        elif links.get(row[1], len(text)) > start:
+            unlinked.setdefault(row, (start, end, formula))
+    return list(unlinked.items()), unknown
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_symbol_is_in_the_table_and_its_first_use_links_there(name):
+    unlinked, unknown = first_uses(name)
+    text, rows = text_of(name), symbol_table()
+    assert not unknown, f"no row of the notation page explains (line, symbol) {unknown}"
+    places = [(text[:start].count("\n") + 1, formula, f"{{sym}}`{key}`") for (_, key), (start, _, formula) in unlinked]
+    assert not places, f"link the first use: {places}"
+    stray = [key for _, key in sym_roles(text) if (name, key) not in rows and ("", key) not in rows]
+    assert not stray, f"no such rows: {stray}"
+
+
+def test_every_row_of_a_chapter_is_used_there():
+    for chapter, key in symbol_table():
+        if chapter:
+            assert key in [found for _, found in sym_roles(text_of(chapter))], (chapter, key)

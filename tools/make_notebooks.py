@@ -60,7 +60,7 @@ print("data:  ", data.source())
 FENCE, COLONS = re.compile(r"(`{3,})(?:\{([\w:-]+)\})?\s*(.*)$"), re.compile(r"(:{3,})\{([\w:-]+)\}\s*(.*)$")
 LABEL, HEADING = re.compile(r"\(([\w-]+)\)=\s*$"), re.compile(r"(#+) (.+)$")
 INLINE = re.compile(
-    r"\{(?P<role>[\w:]+)\}`(?P<target>[^`]+)`|(?P<code>`[^`]+`)|(?P<comment>\s*<!--.*?-->)"
+    r"\{(?P<role>[\w:-]+)\}`(?P<target>[^`]+)`|(?P<code>`[^`]+`)|(?P<comment>\s*<!--.*?-->)"
     r"|\$\$(?P<display>.+?)\$\$[ \t]*(?:\((?P<label>[\w-]+)\))?|\$(?P<inline>[^$]+?)\$",
     re.DOTALL,
 )
@@ -146,6 +146,7 @@ class Book:
     chapters: dict[str, str]  #: Name to title, in order.
     targets: dict[str, Target]
     citations: dict[str, tuple[str, str, str]]  #: Key to authors, year, entry.
+    symbols: dict[tuple[str, str], str]  #: (chapter or '', key) to LaTeX, from the notation page.
 
     def colab(self, chapter: str) -> str:
         """Address that opens a chapter's notebook in Colab."""
@@ -177,7 +178,7 @@ def read_book() -> Book:
             if label:
                 targets[label] = Target(name, counted, kind, title)
     macros = config["sphinx"]["config"]["book_macros"]
-    return Book(config, macros, chapters, targets, _citations())
+    return Book(config, macros, chapters, targets, _citations(), _symbols())
 
 
 def _labelled(text: str) -> Iterator[tuple[str, str, str]]:
@@ -200,6 +201,15 @@ def _labelled(text: str) -> Iterator[tuple[str, str, str]]:
             yield from _labelled(block.body)
         else:
             yield from ((m["label"], "equation", "") for m in INLINE.finditer(block.body) if m["label"])
+
+
+def _symbols() -> dict[tuple[str, str], str]:
+    found = {}
+    for block in blocks((ROOT / "book/notation.md").read_text(encoding="utf-8")):
+        if block.kind == "symbols":
+            rows = re.findall(r"^\| ([\w-]+) \| \$([^$]+)\$", block.body, re.MULTILINE)
+            found |= {(block.options.get("chapter", ""), key): latex for key, latex in rows}
+    return found
 
 
 def _citations() -> dict[str, tuple[str, str, str]]:
@@ -407,6 +417,15 @@ class Notebook:
             return self.link(to, says or f"{target.kind} {target.number}")
         if role.split(":")[0] == "cite":
             return self.cite(role, [key.strip() for key in text.split(",")])
+        if role == "term":
+            return says or to
+        if role == "sym":
+            latex = says or self.book.symbols.get((self.name, to)) or self.book.symbols.get(("", to))
+            if latex is None:
+                raise Unknown(f"{to!r} is not in the notation page's tables")
+            return f"${expanded(latex, self.book.macros)}$"
+        if role == "in-code":
+            return f"*In code:* `{text.partition(':')[0]}`"
         if role == "doc":
             return f"[{says or to}]({self.page(to)})"
         if role.startswith("py:"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import nbformat
@@ -81,6 +82,28 @@ def test_every_notebook_begins_with_the_same_set_up(book):
     assert f"git+{book.config['repository']['url']}@" in code
     assert len(re.findall("laptop", code.split("\n\n")[0])) == 2, "one marked line sets the scale"
     compile(code, "set-up", "exec")
+
+
+def test_the_set_up_leaves_a_package_that_is_there_alone(monkeypatch, capsys):
+    config = {"url": "https://nowhere.invalid/book", "branch": "main"}
+    monkeypatch.setenv("EWC_SCALE", "paper")
+    monkeypatch.setenv("EWC_DATA", "sample")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("installed something"))
+    for _ in range(2):
+        exec(made.SETUP.format(**config), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["device", "scale", "data"] * 2
+    assert printed[1] == "scale:  laptop"
+    assert printed[2] == "data:   sample"
+
+
+def test_a_set_up_that_cannot_install_says_what_pip_said(monkeypatch):
+    monkeypatch.setenv("EWC_SCALE", "smoke")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no such host")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match=r"could not be installed from .*nowhere.*\n.*no such host"):
+        exec(made.SETUP.format(url="https://nowhere.invalid/book", branch="main"), {})
 
 
 def notebook(book, text):

@@ -5,11 +5,15 @@ figure with controls from the numbers handed over here, which the cell computed;
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ewc_code.data import Examples
 from ewc_code.plane import Plane
@@ -22,10 +26,15 @@ MIME = "application/vnd.ewc.play+json"  # known to book/_ext/book_play.py
 
 @dataclass(frozen=True)
 class Playable:
-    """What a figure with controls needs: its kind, and its numbers as JSON. Displayed, it becomes part of the page."""
+    """A figure with controls: its kind, its numbers as JSON for the page's script, and its still picture.
+
+    Displayed, it becomes part of the book's page; a notebook shows the picture and says where the controls are.
+    """
 
     kind: str
     data: Mapping[str, object]
+    title: str  #: What the picture shows, in a few words.
+    picture: bytes  #: PNG.
 
     def __post_init__(self) -> None:
         try:
@@ -36,10 +45,24 @@ class Playable:
                 f"{error}: convert tensors and arrays with .tolist(), and leave out what is not finite."
             ) from error
 
+    @classmethod
+    def of(cls, kind: str, data: Mapping[str, object], title: str, figure: Figure) -> "Playable":
+        """With a drawn figure as the still picture; it is closed, so that a notebook does not show it twice."""
+        file = BytesIO()
+        figure.savefig(file, format="png", bbox_inches="tight")
+        plt.close(figure)
+        return cls(kind, data, title, file.getvalue())
+
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
-        """The numbers for the book's page, a sentence for everything else."""
-        sentence = "This is the still picture; the chapter's page in the book has it with controls to play with."
-        return {MIME: {"kind": self.kind, "data": self.data}, "text/plain": sentence}
+        """Numbers and picture for the book's page; for a notebook the picture and a sentence."""
+        picture = b64encode(self.picture).decode()
+        sentence = "A still picture: the chapter's page in the book has controls in its place."
+        shown = f'<img src="data:image/png;base64,{picture}" alt="{escape(self.title)}" style="max-width: 100%">'
+        return {
+            MIME: {"kind": self.kind, "data": self.data, "picture": picture},
+            "text/html": f"{shown}<p>{sentence}</p>",
+            "text/plain": f"{self.title}. {sentence}",
+        }
 
 
 def turn_strength(
@@ -77,7 +100,7 @@ def turn_strength(
     right.set(xscale="log", yscale="log", xlabel="strength λ", ylabel="nats", title="above lowest, A and B together")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     signed = [(2.0 * task.y - 1)[:, None] * task.x for task in tasks]
-    return Playable(
+    return Playable.of(
         "strength",
         {
             "axes": [[axis[0], axis[-1]] for axis in plane.axes],
@@ -91,6 +114,8 @@ def turn_strength(
             "strengths": [float(f"{strength:.6g}") for strength in strengths],
             "regret": {name: np.round(values, 6).tolist() for name, values in regret.items()},
         },
+        "Where descent on task B ends for each strength of the penalty, and what both tasks then pay",
+        figure,
     )
 
 
@@ -111,9 +136,10 @@ def toss_coins(
         most: Largest number of heads, and of tails, to choose.
         found: By coordinate, `theta` or `logit`: `mode`, `precision` and `distance` for these data.
     """
-    parabolas(panels)
+    figure = parabolas(panels)
     choices = [{"name": name, "a": a, "b": b} for name, (a, b) in priors.items()]
-    return Playable("coin", {"heads": heads, "tails": tails, "priors": choices, "most": most, "found": dict(found)})
+    data = {"heads": heads, "tails": tails, "priors": choices, "most": most, "found": dict(found)}
+    return Playable.of("coin", data, "A Beta posterior and its Laplace approximation in two coordinates", figure)
 
 
 def update_mean(
@@ -150,10 +176,11 @@ def update_mean(
         before = after
     panels[0].set_ylabel("density")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    data = [{"name": name, "mean": mean, "n": n} for name, (mean, n) in tasks.items()]
+    given = [{"name": name, "mean": mean, "n": n} for name, (mean, n) in tasks.items()]
     steps = [{"mean": mean, "precision": precision} for mean, precision in beliefs]
     start = {"mean": prior[0], "precision": prior[1]}
-    return Playable("mean", {"prior": start, "sigma": sigma, "tasks": data, "beliefs": steps, "most": most})
+    data = {"prior": start, "sigma": sigma, "tasks": given, "beliefs": steps, "most": most}
+    return Playable.of("mean", data, "A Gaussian belief about one number, before and after each of three tasks", figure)
 
 
 def _full(name: str) -> str:

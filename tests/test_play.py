@@ -1,5 +1,6 @@
 """Figures to play with: the script's numbers are the package's; each figure works by keyboard, touch and in print."""
 
+import base64
 import json
 import math
 import re
@@ -130,16 +131,19 @@ def test_belief_of_the_script_is_that_of_the_package():
 
 
 def test_what_is_handed_over_is_small_and_says_what_it_is(drawn):
-    found = plots.Playable("strength", handed_over(drawn))._repr_mimebundle_()
+    found = plots.Playable("strength", handed_over(drawn), "a <b> picture", b"PNG")._repr_mimebundle_()
     assert found[interactive.MIME]["kind"] == "strength"
     assert len(json.dumps(found[interactive.MIME])) < 60_000
-    assert "still picture" in found["text/plain"]
+    assert base64.b64decode(found[interactive.MIME]["picture"]) == b"PNG"
+    assert "controls" in found["text/plain"]
+    assert "controls" in found["text/html"]
+    assert 'alt="a &lt;b&gt; picture"' in found["text/html"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), torch.tensor(1.0), {"deep": [float("inf")]}])
 def test_numbers_that_a_page_cannot_read_are_refused(value):
     with pytest.raises(ValueError, match="finite numbers"):
-        plots.Playable("mean", {"value": value})
+        plots.Playable("mean", {"value": value}, "a picture", b"PNG")
 
 
 def test_beliefs_and_tasks_must_pair():
@@ -161,12 +165,20 @@ def test_page_and_package_name_the_same_type(monkeypatch):
     import book_play
 
     assert book_model.PLAY_MIME == interactive.MIME
-    content = {"kind": "mean", "data": {"text": "</script>"}}
-    (raw,) = book_play.PlayData.handle_mime(None, MimeData(interactive.MIME, content), False)
+
+    class Renderer:
+        """Stands for MyST-NB's."""
+
+        def render_image(self, data):
+            return [(data.mime_type, data.content)]
+
+    content = {"kind": "mean", "data": {"text": "</script>"}, "picture": "UE5H"}
+    picture, raw = book_play.PlayData.handle_mime(Renderer(), MimeData(interactive.MIME, content), False)
+    assert picture == ("image/png", "UE5H")
     text = raw.astext()
     assert text.count("</script>") == 1
     assert json.loads(text[text.index(">") + 1 : text.rindex("<")]) == content["data"]
-    assert book_play.PlayData.handle_mime(None, MimeData("text/plain", "words"), False) is None
+    assert book_play.PlayData.handle_mime(Renderer(), MimeData("text/plain", "words"), False) is None
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +224,7 @@ def test_the_book_has_its_three_figures():
 def test_picture_without_script_and_in_print(page, opened):
     still = opened(page, java_script_enabled=False)
     assert still.locator(".ewc-play").count() == 0
-    assert still.locator(".cell_output:has(.ewc-play-data) .ewc-picture img").is_visible()
+    assert still.locator("figure:has(.ewc-play-data) .ewc-picture img").is_visible()
     tab = opened(page)
     assert tab.locator(".ewc-play").is_visible()
     assert not tab.locator(".ewc-plays .ewc-picture img").is_visible()
@@ -271,9 +283,10 @@ def test_fingers_find_the_controls_on_a_phone(page, opened):
 
 
 @pytest.mark.site
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("page", WITH_FIGURES)
-def test_nothing_jumps_when_a_control_moves(page, opened):
-    tab = opened(page, reduced_motion="reduce")
+def test_nothing_jumps_when_a_control_moves(page, width, opened):
+    tab = opened(page, reduced_motion="reduce", viewport={"width": width, "height": 900})
     places = "all => all.map(one => { const box = one.getBoundingClientRect(); return [box.top + scrollY, box.left]; })"
     parts = tab.locator(".ewc-play input, .ewc-play .panel, .ewc-play table")
     before = parts.evaluate_all(places)
@@ -329,6 +342,6 @@ def test_the_edge_is_said_in_words(opened):
     tails.focus()
     tails.press("Home")
     assert "no mode inside" in play.locator(".message").inner_text()
-    assert play.locator("tbody tr").first.locator("td").first.inner_text() == "none inside"
-    play.get_by_label("logit z").check()
+    assert play.locator("tbody tr").first.locator("td").first.inner_text() == "none"
+    play.get_by_label("z, the logit").check()
     assert "total variation" in play.locator(".message").inner_text()

@@ -1,12 +1,13 @@
 """Figures to play with: the numbers that a cell hands over, as JSON in its page, and the script for such pages.
 
-`ewc_plots.Playable` is displayed as a MIME bundle of its own. The cell's picture stays in the page as any other; the
-script takes its place on the screen when it runs, and only then.
+`ewc_plots.Playable` is displayed as one MIME bundle with its numbers and its still picture. The picture stands in the
+page as any other; the script takes its place on the screen when it runs, and only then.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 from docutils import nodes
@@ -19,7 +20,7 @@ OPENS = f'<script type="application/json" class="{MARK}" data-kind="%s">'
 
 
 class PlayData:
-    """MIME renderer: the numbers in a script element, which no browser shows or runs."""
+    """MIME renderer: the still picture, and the numbers in a script element, which no browser shows or runs."""
 
     mime_priority_overrides: ClassVar = [("*", PLAY_MIME, 1)]
 
@@ -31,7 +32,8 @@ class PlayData:
         # "</" would end the element; the escaped slash is the same character in JSON.
         numbers = json.dumps(data.content["data"], separators=(",", ":")).replace("</", r"<\/")
         text = OPENS % data.content["kind"] + numbers + "</script>"
-        return [nodes.raw("", text, format="html")]
+        picture = replace(data, mime_type="image/png", content=data.content["picture"])
+        return [*renderer.render_image(picture), nodes.raw("", text, format="html")]
 
 
 def add_script(app, pagename, templatename, context, doctree) -> None:

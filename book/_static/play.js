@@ -123,9 +123,9 @@
   const marker = (shape, colour, x, y) =>
     svg("path", { d: MARKERS[shape], transform: `translate(${x} ${y})`, class: `marker ${colour}` });
   const swatch = (look) =>
-    svg("svg", { class: "swatch", viewBox: "0 0 34 14", width: 34, height: 14, "aria-hidden": "true" },
-      svg("path", { d: "M1 7H33", class: `line ${look.colour} ${look.dash}` }),
-      look.marker ? marker(look.marker, look.colour, 17, 7) : null);
+    svg("svg", { class: "swatch", viewBox: "0 0 30 14", width: 30, height: 14, "aria-hidden": "true" },
+      svg("path", { d: "M0 7H30", class: `line ${look.colour} ${look.dash}` }),
+      look.marker ? marker(look.marker, look.colour, 15, 7) : null);
 
   function ticks(low, high, most) {
     const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
@@ -139,8 +139,8 @@
 
   /* Axes in a drawing of fixed size, which the page scales. `draw` renews what it shows. */
   class Panel {
-    constructor(says, { x, y, title, xlabel, height = 250, log = false, yTicks = null }) {
-      Object.assign(this, { x, y, title, xlabel, log, yTicks, width: 360, height, box: [42, 26, 350, height - 40] });
+    constructor(says, { x, y, title, xlabel, ylabel = null, height = 250, log = false, yTicks = null }) {
+      Object.assign(this, { x, y, title, xlabel, ylabel, log, yTicks, height, box: [ylabel ? 48 : 42, 26, 342, height - 40] });
       this.node = svg("svg", { viewBox: `0 0 360 ${height}`, role: "img", "aria-label": says, class: "panel" });
     }
     at(axis, value) {
@@ -182,6 +182,7 @@
             svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, words));
         }),
         svg("text", { x: (left + right) / 2, y: this.height - 6, "text-anchor": "middle" }, this.xlabel),
+        this.ylabel ? svg("text", { transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, this.ylabel) : "",
         svg("svg", { x: left, y: top, width: right - left, height: bottom - top }, ...content),
         svg("path", { d: `M${left} ${top}V${bottom}H${right}`, class: "axis" }),
       );
@@ -250,7 +251,7 @@
     plain: { words: "plain", colour: "vermilion", dash: "dotted", marker: "circle" },
     L2: { words: "L2", colour: "green", dash: "dashed", marker: "square" },
     EWC: { words: "EWC, diagonal", colour: "blue", dash: "solid", marker: "diamond" },
-    "EWC, full": { words: "EWC, full matrix", colour: "purple", dash: "dashdot", marker: "triangle" },
+    "EWC, full": { words: "EWC, full", colour: "purple", dash: "dashdot", marker: "triangle" },
   };
 
   function strength(data) {
@@ -281,18 +282,20 @@
 
     const map = new Panel("The plane of the two parameters: low-loss regions of tasks A and B, and the path of each method "
       + "from the optimum of A. The table gives what each pays.",
-      { x: data.axes[0], y: data.axes[1], title: "paths from A’s optimum", xlabel: "parameter w₁  (up: w₂)", height: 374 });
+      { x: data.axes[0], y: data.axes[1], title: "paths from A’s optimum", xlabel: "parameter w₁", ylabel: "parameter w₂", height: 360 });
     const sums = Object.keys(data.regret).flatMap(together).concat(data.plain[0] + data.plain[1]);
     const chart = new Panel("What tasks A and B pay together against the strength, a curve a method, with the chosen strength.",
       { x: [data.strengths[0], data.strengths.at(-1)], y: [0.7 * Math.min(...sums), 1.6 * Math.max(...sums)], log: true,
-        title: "A and B together, nats above lowest", xlabel: "strength λ", height: 374 });
-    const land = [
-      ...["sky", "orange"].flatMap((colour, task) => [
-        ...data.regions[task].map((outline) => map.fill(outline, colour)),
-        ...data.levels[task].flatMap((lines, i) => lines.map((line) => map.line(line, colour, i ? "thin" : ""))),
-      ]),
-    ];
-    const names2 = [
+        title: "A and B together, nats above lowest", xlabel: "strength λ", height: 360 });
+    const land = ["sky", "orange"].flatMap((colour, task) => [
+      ...data.regions[task].map((outline) => map.fill(outline, colour)),
+      ...data.levels[task].flatMap((lines, i) => lines.map((line) => map.line(line, colour, i ? "thin" : ""))),
+    ]);
+    // A's valley leaves the map at its top, and B's optimum lies far inside of its own
+    const brink = data.regions[0].flat().filter(([, y]) => y > data.axes[1][1] - 0.3).map(([x]) => x);
+    const places = [
+      map.label([(Math.min(...brink) + Math.max(...brink)) / 2, data.axes[1][1]], "low loss of A", 0, 18),
+      map.label(data.modes[1], "low loss of B", 0, 19),
       ...data.modes.map((mode) => map.mark(mode, "circle", "black")),
       map.label(data.modes[0], "optimum of A", 0, -10),
       map.label(data.modes[1], "optimum of B", 0, -10),
@@ -302,12 +305,12 @@
     curves.plain = data.strengths.map((s) => [s, data.plain[0] + data.plain[1]]);
 
     const report = reporter();
-    const readout = table("Nats above the lowest loss", ["method", "task A", "task B", "together"],
+    const readout = table("Nats above the lowest loss at the path’s end", ["method", "task A", "task B", "sum"],
       names.map((name) => html("span", {}, swatch(METHODS[name]), METHODS[name].words)));
     function update(speak = true) {
       const drawn = names.filter((name) => shown.has(name)), look = (name) => `${METHODS[name].colour} ${METHODS[name].dash}`;
       map.draw(...land,
-        ...drawn.map((name) => map.line(walk(name).path, look(name), name === "L2" ? "wide" : "")), ...names2,
+        ...drawn.map((name) => map.line(walk(name).path, look(name), name === "L2" ? "wide" : "")), ...places,
         ...drawn.map((name) => map.mark(walk(name).path.at(-1), METHODS[name].marker, METHODS[name].colour)));
       chart.draw(
         chart.line([[data.strengths[chosen], chart.y[0]], [data.strengths[chosen], chart.y[1]]], "grey", "thick"),
@@ -333,8 +336,8 @@
     update(false);
     return [
       html("div", { class: "controls" }, knob.node,
-        html("div", { class: "buttons" }, button("λ = 1, Bayes", go(nearest(1))), button("best for L2", go(lowestOf("L2"))),
-          button("best for EWC, diagonal", go(lowestOf("EWC"))))),
+        html("div", { class: "buttons" }, button("λ = 1", go(nearest(1))), button("best L2", go(lowestOf("L2"))),
+          button("best EWC, full", go(lowestOf("EWC, full"))))),
       switches, html("div", { class: "panels" }, map.node, chart.node), readout.node, report.node,
     ];
   }
@@ -342,13 +345,13 @@
   function coin(data) {
     const state = { heads: data.heads, tails: data.tails, prior: 0, coordinate: "theta" };
     const titles = { theta: "probability of heads θ", logit: "logit z = log(θ / (1 − θ))" };
-    const window = { theta: [-0.2, 1.2], logit: [-7, 7] };
+    const window = { theta: [-0.2, 1.2], logit: [-8, 8] };
     const above = new Panel("Energy of the posterior above its minimum, in nats, with the parabola that touches it there.",
       { x: window.theta, y: [0, 8], title: "energy above its minimum, nats", xlabel: "" });
     const below = new Panel("Density of the posterior and Laplace’s Gaussian.", { x: window.theta, y: [0, 1], title: "density", xlabel: "" });
     const message = html("p", { class: "message" }), report = reporter();
     const readout = table("Laplace in the two coordinates", ["", "mode", "precision Λ", "total variation"],
-      ["in θ", html("span", {}, "in the logit ", html("i", {}, "z"))]);
+      ["in θ", "in z"]);
 
     function edge(a, b) {
       if (a === 1 && b === 1) return "The density is level: no value of θ is more probable than another, and there is no mode to expand at.";
@@ -381,7 +384,7 @@
       for (const [row, coordinate] of ["theta", "logit"].entries()) {
         const there = BETA[coordinate].laplace(a, b);
         readout.set(row, there ? [number(there.mode), number(there.precision), number(distance(a, b, coordinate), 3)]
-          : ["none inside", "–", "–"], coordinate === state.coordinate ? "current" : "");
+          : ["none", "–", "–"], coordinate === state.coordinate ? "current" : "");
       }
       const posterior = `Posterior Beta(${short(a)}, ${short(b)}). `;
       const apart = distance(a, b, state.coordinate);
@@ -395,7 +398,7 @@
     const prior = choices("prior", "radio", data.priors.map(({ name }, i) => ({ value: i, words: name, checked: i === 0 })),
       (i) => { state.prior = i; update(); });
     const coordinate = choices("coordinate", "radio",
-      [{ value: "theta", words: "probability θ", checked: true }, { value: "logit", words: "logit z" }],
+      [{ value: "theta", words: "θ, the probability", checked: true }, { value: "logit", words: "z, the logit" }],
       (value) => { state.coordinate = value; update(); });
     update(false);
     return [
@@ -415,7 +418,7 @@
     const bars = new Panel("Precision after each step, as a bar made of the parts that the prior and the tasks contributed.",
       { x: [0, 8], y: [0, 4], title: "precision Λ adds up", xlabel: "precision Λ" });
     const report = reporter(), message = html("p", { class: "message" });
-    const readout = table("The belief", ["", "precision Λ", "mean μ", "standard deviation"], ["prior", "", "", "", "all at once"]);
+    const readout = table("The belief", ["", "precision Λ", "mean μ", "1 / √Λ"], ["prior", "", "", "", "all at once"]);
     const bellLine = (belief) => range(-4.5, 4.5, 361).map((x) => [x, bell(x, belief)]);
     const alone = (task) => ({ mean: task.mean, precision: task.n / data.sigma ** 2 });
     const row = ({ precision, mean }) => [number(precision), number(mean), number(1 / Math.sqrt(precision))];
@@ -501,7 +504,7 @@
   const FIGURES = { strength, coin, mean };
 
   for (const script of document.querySelectorAll("script.ewc-play-data")) {
-    const figure = script.closest(".cell_output").querySelector("figure"), picture = figure.querySelector(".ewc-picture");
+    const figure = script.closest("figure"), picture = figure.querySelector(".ewc-picture");
     const parts = FIGURES[script.dataset.kind](JSON.parse(script.textContent));
     picture.before(html("div", { class: "ewc-play", role: "group", "aria-label": "Figure with controls" }, ...parts));
     figure.classList.add("ewc-plays");

@@ -1,9 +1,15 @@
-"""The textbook's apparatus: starters that follow from solutions, and their planted faults."""
+"""The textbook's apparatus: starters made from solutions, words and symbols that link, formulas that lead to code."""
 
 import ast
+import functools
+import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+import yaml
+from bs4 import BeautifulSoup
 
 import sources
 
@@ -284,3 +290,160 @@ def test_every_row_of_a_chapter_is_used_there():
     for chapter, key in symbol_table():
         if chapter:
             assert key in [found for _, found in sym_roles(text_of(chapter))], (chapter, key)
+
+
+IN_CODE = re.compile(r"^\{in-code\}`(.*?): (.*)`$", re.MULTILINE)
+
+
+@pytest.fixture
+def links(monkeypatch):
+    monkeypatch.syspath_prepend(str(sources.ROOT / "book/_ext"))
+    return pytest.importorskip("book_links")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_notes_beside_formulas_name_lines_that_exist(links, name):
+    text, found = text_of(name), IN_CODE.findall(text_of(name))
+    assert found, "no formula of this chapter leads to the code"
+    assert len(found) == text.count("{in-code}"), "in-code stands on a line of its own, as `object: piece of its line`"
+    for target, piece in found:
+        path, number, line = links.locate(sources.ROOT, target, piece)
+        assert piece in (sources.ROOT / path).read_text(encoding="utf-8").splitlines()[number - 1]
+        assert piece in line
+
+
+@pytest.mark.parametrize(
+    ("target", "piece", "says"),
+    [
+        ("ewc_code.laplace.laplace", "no such line", "no line of"),
+        ("ewc_code.laplace.laplace", "Belief after a task", "outside its docstring"),
+        ("ewc_code.laplace.nothing", "len(data)", "has no"),
+        ("ewc_code.nothing.laplace", "len(data)", "no such module"),
+        ("ewc_code.laplace.laplace, in next_term", "quartic", "calls no next_term"),
+        ("ewc_code.gaussian.Full.log_det", "self.precision + information", "no line of"),
+    ],
+)
+def test_a_note_about_nothing_is_refused(links, target, piece, says):
+    with pytest.raises(ValueError, match=says):
+        links.locate(sources.ROOT, target, piece)
+
+
+def test_chapters_that_docstrings_name_exist(links):
+    known = {name.split("/")[-1] for name in sources.chapters()}
+    assert set(links.CHAPTERS.values()) == known
+    named = set()
+    for path in (sources.ROOT / "ewc_code").glob("*.py"):
+        for found in re.findall(r"[Cc]hapters?\s+((?:\"[^\"]+\"[^.\"]*)+)", path.read_text(encoding="utf-8")):
+            named |= {" ".join(title.split()) for title in re.findall(r"\"([^\"]+)\"", found)}
+    planned = {"Many tasks"}
+    assert named - planned <= set(links.CHAPTERS), "add these to book_links"
+    assert not planned & set(links.CHAPTERS), "no longer only planned"
+
+
+SITE = Path(os.environ.get("EWC_SITE", sources.ROOT / "_build/html")) / "book"
+
+
+@functools.cache
+def page(name: str) -> BeautifulSoup:
+    return BeautifulSoup((SITE / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_pages_show_the_starters(exercises, name):
+    shown = [block.select_one("pre").get_text() for block in page(name).select("details.starter")]
+    assert shown == list(exercises.starters(text_of(name)).values())
+    assert all(block.find_parent(class_="exercise") for block in page(name).select("details.starter"))
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_notes_lead_to_the_line_and_to_the_api_page(links, name):
+    address = yaml.safe_load((sources.ROOT / "_config.yml").read_text())["repository"]
+    notes = page(name).select("p.in-code")
+    assert len(notes) == len(IN_CODE.findall(text_of(name)))
+    for note, (target, piece) in zip(notes, IN_CODE.findall(text_of(name)), strict=True):
+        entry, line = (link["href"] for link in note.select("a"))
+        path, number, _ = links.locate(sources.ROOT, target, piece)
+        assert line == f"{address['url']}/blob/{address['branch']}/{path}#L{number}"
+        anchor = target.partition(",")[0]
+        assert entry == f"api.html#{anchor}"
+        back = page("api").find(id=anchor).find_parent("dl").select("p.in-book a")
+        assert any(link["href"].startswith(f"{name}.html#equation-") for link in back), f"{anchor} does not lead back"
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_what_is_linked_is_explained_on_the_page(name):
+    article = page(name).select_one("article")
+    targets = {link["href"].split("#")[1] for link in article.select("a[href*='#term-'], a.sym")}
+    templates = {template["id"]: template.get_text(strip=True) for template in article.select("template[id^=about-]")}
+    assert set(templates) == {f"about-{target}" for target in targets}
+    assert all(len(text) > 2 for text in templates.values())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on PATH: the browser tests did not run")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.site
+def test_a_definition_appears_for_mouse_keyboard_and_touch_and_escape_closes_it(browser):
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.goto((SITE / "ewc.html").as_uri(), wait_until="load")
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    link, tip = tab.locator("article a[href*='#term-predictive']").first, tab.locator("#ewc-definition")
+    meaning = page("ewc").find(id="about-term-predictive-distribution").get_text(" ", strip=True).split(":")[0]
+    assert not tip.is_visible()
+    link.hover()
+    tip.wait_for(state="visible")
+    assert meaning in tip.inner_text()
+    assert link.get_attribute("aria-describedby") == "ewc-definition"
+    tab.keyboard.press("Escape")
+    tip.wait_for(state="hidden")
+    tab.mouse.move(5, 5)
+    link.focus()
+    tip.wait_for(state="visible")
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
+    assert tip.locator("a, [tabindex]").count() == 0
+    tab.keyboard.press("Tab")  # the next word has a definition, too
+    assert link.get_attribute("aria-describedby") is None
+    link.evaluate("() => document.activeElement.blur()")
+    tip.wait_for(state="hidden")
+    symbol = tab.locator("article a.sym").first
+    symbol.focus()
+    tip.wait_for(state="visible")
+    assert not requests
+    tab.close()
+
+    phone = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    tab = phone.new_page()
+    tab.goto((SITE / "ewc.html").as_uri(), wait_until="load")
+    link, tip = tab.locator("article a[href*='#term-predictive']").first, tab.locator("#ewc-definition")
+    link.tap()
+    tip.wait_for(state="visible")
+    assert tab.url.endswith("ewc.html")
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    link.tap()
+    tab.wait_for_url("**/glossary.html#term-*")
+    phone.close()
+
+
+@pytest.mark.site
+def test_terms_are_links_without_a_script(browser):
+    plain = browser.new_context(java_script_enabled=False)
+    tab = plain.new_page()
+    tab.goto((SITE / "ewc.html").as_uri(), wait_until="load")
+    tab.locator("article a[href*='#term-predictive']").first.click()
+    tab.wait_for_url("**/glossary.html#term-predictive-distribution")
+    plain.close()

@@ -131,9 +131,9 @@ def put_beside_formulas(app, doctree) -> None:
             logger.warning("%s", error, location=node, type="book", subtype="in-code")
             continue
         target, section = target.partition(",")[0], paragraph
-        while not isinstance(section, nodes.section):
-            section = section.parent
-        known.append((target, Formula(env.docname, before["label"], section.next_node(nodes.title).astext())))
+        while not isinstance(section, nodes.section) or not isinstance(section[0], nodes.title):
+            section = section.parent  # boxes of theorems have sections, too, but without a title
+        known.append((target, Formula(env.docname, before["label"], section[0].astext())))
         short = target.removeprefix("ewc_code.")
         address = f"{theme['repository_url']}/blob/{theme.get('repository_branch', 'main')}/{path}#L{line}"
         note = nodes.paragraph("", "In code: ", classes=["in-code"])

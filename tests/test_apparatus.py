@@ -397,7 +397,7 @@ def browser():
 @pytest.mark.site
 def test_a_definition_appears_for_mouse_keyboard_and_touch_and_escape_closes_it(browser):
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    tab.goto((SITE / "ewc.html").as_uri(), wait_until="load")
+    tab.goto((SITE / "ewc.html").as_uri(), wait_until="networkidle")
     requests = []
     tab.on("request", lambda request: requests.append(request.url))
     link, tip = tab.locator("article a[href*='#term-predictive']").first, tab.locator("#ewc-definition")
@@ -422,7 +422,7 @@ def test_a_definition_appears_for_mouse_keyboard_and_touch_and_escape_closes_it(
     symbol = tab.locator("article a.sym").first
     symbol.focus()
     tip.wait_for(state="visible")
-    assert not requests
+    assert not [url for url in requests if not url.endswith("favicon.svg")]  # browsers ask for it when they like
     tab.close()
 
     phone = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)

@@ -57,6 +57,10 @@
         show(link);
       });
     });
+    // The theme gives the keyboard only what is too wide when the page opens, which nothing folded is.
+    document.querySelectorAll("details.starter").forEach((box) => box.addEventListener("toggle", () => {
+      box.querySelectorAll("pre").forEach((code) => { if (code.scrollWidth > code.clientWidth) code.tabIndex = 0; });
+    }));
     tip.addEventListener("pointerenter", () => clearTimeout(timer));
     tip.addEventListener("pointerleave", () => { if (document.activeElement !== shown) hide(); });
     document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });

@@ -74,9 +74,9 @@ def say(text: str) -> None:
     """Show Markdown in which «name:format» stands for a glued value; a name that no cell has glued is a KeyError."""
     from IPython.display import Markdown, display
 
-    if missing := set(re.findall(r"«(\w+)", text)) - set(_GLUED):
+    if missing := set(re.findall(r"«([^»:]+)", text)) - set(_GLUED):
         raise KeyError(f"{', '.join(sorted(missing))} must be computed first; run the cells above this one.")
-    display(Markdown(re.sub(r"«(\w+):?([^»]*)»", lambda found: format(_GLUED[found[1]], found[2]), text)))
+    display(Markdown(re.sub(r"«([^»:]+):?([^»]*)»", lambda found: format(_GLUED[found[1]], found[2]), text)))
 
 
 def _elements(name: str, left: Any, right: Any) -> list[tuple[sp.Expr, sp.Expr]]:

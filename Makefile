@@ -10,7 +10,7 @@ CHECKED := ewc_code ewc_plots tests book/_ext $(wildcard tools benchmarks)
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help html chapter test test-signs test-site peers bench record readme serve format clean
+.PHONY: help html chapter notebooks test test-signs test-notebooks test-site peers bench record readme pdf serve format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,14 +34,20 @@ chapter: $(STAMP)  ## one chapter with the reference pages, while it is written:
 	yaml.safe_dump(toc, open("_build/only-$(NAME)/toc.yml", "w"))'
 	$(BUILD) --toc _build/only-$(NAME)/toc.yml --path-output _build/only-$(NAME)
 
+notebooks: $(STAMP)  ## the chapters as notebooks for Colab and Jupyter, into notebooks/
+	$(BIN)/python tools/make_notebooks.py
+
 test: $(STAMP)  ## lint, types, and all tests that need no built site
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
-	$(BIN)/pytest tests -m "not site and not signs"
+	$(BIN)/pytest tests -m "not site and not signs and not notebooks"
 
 test-signs: $(STAMP)  ## a wrong sign planted in every identity of the book, minutes
 	$(BIN)/pytest tests -m signs
+
+test-notebooks: $(STAMP)  ## every notebook in an environment of its own that has what a Colab has, minutes
+	$(BIN)/pytest tests -m notebooks
 
 test-site: $(STAMP)  ## tests of the built site: links, offline, browser
 	$(BIN)/pytest tests -m site
@@ -58,6 +64,9 @@ record: $(STAMP)  ## the recorded runs of the paper's figures: minutes on a GPU,
 
 readme: $(STAMP)  ## the README's results table and picture, from the last build
 	$(BIN)/python tools/make_readme.py
+
+pdf: $(STAMP)  ## the built site as one printable book, _build/pdf/book.pdf; needs Chromium
+	$(BIN)/python tools/make_pdf.py
 
 serve: $(STAMP)  ## the built site on http://localhost:8000
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html

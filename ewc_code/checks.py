@@ -7,6 +7,8 @@ which the ledger of the book is made.
 import html
 import math
 import random
+import re
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 RECORD = "application/vnd.ewc.check+json"
 POINTS = 5
+_GLUED: dict[str, Any] = {}  # by name, for `say`
 
 
 class CheckFailed(AssertionError):
@@ -59,14 +62,21 @@ def claim(name: str, condition: Any, values: dict[str, Any]) -> None:
 
 
 def glue(name: str, value: Any) -> None:
-    """Keep a value for the prose of a chapter: through MyST-NB when the book is built, as a printed line elsewhere."""
-    value = value.item() if isinstance(value, Tensor | np.generic) else value
-    try:
+    """Keep a value for the prose of a chapter: for MyST-NB when the book is built, for `say` in a notebook."""
+    _GLUED[name] = value = value.item() if isinstance(value, Tensor | np.generic) else value
+    with suppress(ImportError):
         from myst_nb import glue as keep
-    except ImportError:
-        print(f"{name} = {value}")
-        return
-    keep(name, value, display=False)
+
+        keep(name, value, display=False)
+
+
+def say(text: str) -> None:
+    """Show Markdown in which «name:format» stands for a glued value; a name that no cell has glued is a KeyError."""
+    from IPython.display import Markdown, display
+
+    if missing := set(re.findall(r"«(\w+)", text)) - set(_GLUED):
+        raise KeyError(f"{', '.join(sorted(missing))} must be computed first; run the cells above this one.")
+    display(Markdown(re.sub(r"«(\w+):?([^»]*)»", lambda found: format(_GLUED[found[1]], found[2]), text)))
 
 
 def _elements(name: str, left: Any, right: Any) -> list[tuple[sp.Expr, sp.Expr]]:

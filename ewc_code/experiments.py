@@ -37,7 +37,7 @@ class Comparison:
     """Plain training, L2 and EWC on one sequence of tasks."""
 
     sizes: tuple[int, ...] = (784, 200, 200, 10)  #: Of the network.
-    train_limit: int | None = 8_000  #: Training examples a task, at most; None for all.
+    train_limit: int | None = 6_000  #: Training examples a task, at most; None for all.
     settings: Settings = Settings()  #: Of the training on each task.
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  #: Of the reported runs: initial weights, order of examples.
     choosing: tuple[int, ...] = (100, 101)  #: Seeds of the runs that choose the strengths; none of `seeds`.

@@ -50,8 +50,8 @@ def _search(base: Search, widths: tuple[int, ...], rates: tuple[float, ...], **c
 
 
 _LAPTOP = Search(
-    Comparison((), 25_000, Settings(1, 64), (0, 1, 2), (100,), (10.0, 30.0, 100.0), (), 10, 0, own_tasks=True),
-    widths=(125, 250), rates=(4e-3,), search_tasks=5, held_limit=2_000, fisher_images=1_000, epochs=(2,),
+    Comparison((), 20_000, Settings(1, 128), (0, 1, 2), (100,), (30.0, 100.0, 300.0), (), 10, 0, own_tasks=True),
+    widths=(125, 400), rates=(6e-3,), search_tasks=5, held_limit=1_000, fisher_images=1_000, epochs=(2,),
 )  # fmt: skip
 _SMALL = _search(
     _LAPTOP, (32,), (2e-3, 4e-3), train_limit=1_500, settings=Settings(4, 40), tasks=5, ewc=(10.0, 100.0),
@@ -67,7 +67,7 @@ _THREE: dict[str, Any] = {"tasks": 3, "search_tasks": 3, "epochs": ()}
 _L2 = (0.003, 0.01, 0.03)
 FIGURE_2A = {
     "smoke": _search(_SMALL, (32,), (4e-3,), l2=(0.01, 0.1), curve_points=3, **_THREE),
-    "laptop": _search(_LAPTOP, (250,), (4e-3,), train_limit=15_000, l2=_L2, curve_points=6, **_THREE),
+    "laptop": _search(_LAPTOP, (250,), (6e-3,), train_limit=15_000, l2=_L2, curve_points=6, **_THREE),
     "paper": _search(_PAPER, (400,), (1e-3, 2e-3), l2=_L2, curve_points=8, **_THREE),
 }
 

@@ -9,8 +9,6 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from ewc_code.gaussian import Diagonal
-
 Matrix = Float[Tensor, "tasks tasks"]
 
 
@@ -98,15 +96,6 @@ def overlap(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     """
     f, g = _paired(left, right)
     return (f.sqrt() @ g.sqrt() / (f.sum() * g.sum()).sqrt()).item()
-
-
-def effective_dimension(belief: Diagonal, information: dict[str, Tensor]) -> float:
-    r"""Number of parameters that the data determines better than the belief did: sum_i h_i / (h_i + precision_i).
-
-    The belief, of positive precision, is that before the data; h is `information`, N times the data's mean Fisher.
-    Source: MacKay 1992 ("Bayesian interpolation"), eqs. 22-23.
-    """
-    return sum((h / (h + belief.precision[name])).sum().item() for name, h in information.items())
 
 
 def _paired(left: dict[str, Tensor], right: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ tell apart, and every line also differs by dash or marker.
 from ewc_plots.beliefs import arrival, kept, orders, springs, updates, valleys
 from ewc_plots.densities import contours, evidence, failures, parabolas, rates, turned
 from ewc_plots.information import along_training, one_image, pixels, sampling, spectra, step_halving
+from ewc_plots.interactive import Playable, toss_coins, turn_strength, update_mean
 from ewc_plots.learning import before_after, curves, figure_one, image_rows, ladder, strengths
 from ewc_plots.paper import by_depth, search, tasks_seen
 from ewc_plots.style import COLOURS, DASHES, use_style

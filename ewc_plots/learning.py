@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -119,17 +120,33 @@ def ladder(rungs: Mapping[str, Sequence[Record]]) -> Figure:
     return figure
 
 
+def regions(axis: Axes, plane: Plane) -> list[tuple[list[np.ndarray], list[list[np.ndarray]]]]:
+    """Draw both tasks' regions of low loss, two higher levels around each, and the optima.
+
+    Returns for each task the outlines of its region, closed, and by level the lines drawn, all as points (m, 2).
+    """
+    drawn = []
+    for (colour, values), (x, y) in zip(
+        (("sky", plane.losses[0]), ("orange", plane.losses[1])), plane.modes, strict=True
+    ):
+        loss = np.array(values)
+        levels = loss.min() + plane.setup.tolerance * np.array([1, 4, 12])
+        low = axis.contourf(*plane.axes, loss, [0, levels[0]], colors=[COLOURS[colour]], alpha=0.35)
+        lines = axis.contour(
+            *plane.axes, loss, levels, colors=[COLOURS[colour]], linewidths=[1.6, 0.8, 0.8], linestyles="-"
+        )
+        axis.plot(x, y, "o", color=COLOURS["black"], markersize=6, zorder=5)
+        outlines = [np.asarray(outline) for path in low.get_paths() for outline in path.to_polygons()]
+        drawn.append((outlines, lines.allsegs))
+    return drawn
+
+
 def figure_one(plane: Plane, show: Sequence[str] = ("plain", "L2", "EWC", "EWC, full")) -> Figure:
     """Regions of low loss of two tasks in the plane of two parameters, and each method's path from task A's optimum."""
     figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
     w1, w2 = plane.axes
-    for task, (colour, label) in enumerate((("sky", "A"), ("orange", "B"))):
-        loss = np.array(plane.losses[task])
-        levels = loss.min() + plane.setup.tolerance * np.array([1, 4, 12])
-        axis.contourf(w1, w2, loss, [0, levels[0]], colors=[COLOURS[colour]], alpha=0.35)
-        axis.contour(w1, w2, loss, levels, colors=[COLOURS[colour]], linewidths=[1.6, 0.8, 0.8], linestyles="-")
-        x, y = plane.modes[task]
-        axis.plot(x, y, "o", color=COLOURS["black"], markersize=6, zorder=5)
+    regions(axis, plane)
+    for label, (x, y) in zip("AB", plane.modes, strict=True):
         axis.annotate(f"optimum of {label}", (x, y), (0, 9), textcoords="offset points", fontsize=9, ha="center")
     high = len(w2) * 15 // 16  # A's valley goes up, and B's optimum lies far inside of its own
     for at, text in (((w1[int(np.argmin(plane.losses[0][high]))], w2[high]), "A"), (plane.modes[1], "B")):

@@ -11,7 +11,7 @@ import sympy as sp
 import torch
 
 from ewc_code import checks
-from ewc_code.checks import CheckFailed, claim, glue, identity
+from ewc_code.checks import CheckFailed, claim, glue, identity, say
 
 x, y = sp.symbols("x y", real=True)
 a, b, s = sp.symbols("a b sigma", positive=True)
@@ -285,7 +285,7 @@ def test_works_without_ipython_and_myst_nb(monkeypatch: pytest.MonkeyPatch, caps
     identity("square", (x + 1) ** 2, x**2 + 2 * x + 1)
     claim("one", True, {"one": 1})
     glue("answer", torch.tensor(42.5))
-    lines = ["✓ identity: square (assumptions: x real)", "✓ claim: one (one = 1)", "answer = 42.5"]
+    lines = ["✓ identity: square (assumptions: x real)", "✓ claim: one (one = 1)"]
     assert capsys.readouterr().out.splitlines() == lines
 
 
@@ -304,3 +304,20 @@ def test_glue_hands_plain_values_to_myst_nb(monkeypatch: pytest.MonkeyPatch) -> 
     glue("text", "words")
     assert kept == {"tensor": 1.5, "number": 0.25, "text": "words"}
     assert type(kept["number"]) is float
+
+
+def test_say_shows_glued_values_in_their_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "myst_nb", None)
+    shown: list[str] = []
+    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    glue("said_share", torch.tensor(0.25))
+    glue("said_name", "EWC")
+    say(r"**«said_name»** keeps «said_share:.0%» of $\frac{1}{2}$; 1:2 stays")
+    assert shown == [r"**EWC** keeps 25% of $\frac{1}{2}$; 1:2 stays"]
+
+
+def test_say_names_what_was_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "myst_nb", None)
+    glue("said_here", 1)
+    with pytest.raises(KeyError, match=r"said_nowhere must be computed first; run the cells above"):
+        say("«said_here» and «said_nowhere:.1f»")

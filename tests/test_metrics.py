@@ -8,12 +8,10 @@ from hypothesis.extra.numpy import arrays
 from oracles import types_unchecked
 from torch import Tensor
 
-from ewc_code.gaussian import Diagonal
 from ewc_code.metrics import (
     average_accuracy,
     backward_transfer,
     cosine,
-    effective_dimension,
     forgetting,
     forward_transfer,
     interval,
@@ -122,13 +120,6 @@ def test_cosine_of_what_cannot_be_compared() -> None:
         cosine(params(1, 2, 3), {"a": torch.ones(2)})
     with pytest.raises(ValueError, match="zero everywhere, and its unit trace, are not defined"):
         cosine(params(1, 2, 3), params(0, 0, 0))
-
-
-def test_effective_dimension_counts_what_the_data_determines() -> None:
-    belief = Diagonal.isotropic(params(0, 0, 0), 1.0)
-    assert effective_dimension(belief, params(0, 0, 0)) == 0
-    assert effective_dimension(belief, params(1e9, 1e9, 1e9)) == pytest.approx(3)
-    assert effective_dimension(belief, params(1, 3, 0)) == pytest.approx(0.5 + 0.75)
 
 
 def test_overlap_is_one_minus_the_frechet_distance() -> None:

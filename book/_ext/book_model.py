@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CHECK_MIME = "application/vnd.ewc.check+json"
+PLAY_MIME = "application/vnd.ewc.play+json"
 
 
 @dataclass

@@ -1,0 +1,286 @@
+"""The textbook's apparatus: starters that follow from solutions, and their planted faults."""
+
+import ast
+import re
+
+import pytest
+
+import sources
+
+CHAPTERS = [name.split("/")[-1] for name in sources.chapters()]
+
+
+def text_of(name: str) -> str:
+    return (sources.ROOT / f"book/{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def exercises(monkeypatch):
+    monkeypatch.syspath_prepend(str(sources.ROOT / "book/_ext"))
+    return pytest.importorskip("book_exercises")
+
+
+SOLVED = """x = sp.Symbol("x")
+# yours: the derivative of the square,
+# without a limit
+slope = 2 * x
+# given: the same by computer algebra
+other = sp.diff(x**2, x)
+identity("slope", other, slope)
+for k in (2, 3):
+    # yours: the derivative of x to the power k
+    values = []
+    values.append(k * x ** (k - 1))
+    claim(f"power {k}", values == [sp.diff(x**k, x)], {"k": k})
+"""
+
+STARTER = """x = sp.Symbol("x")
+...  # yours: the derivative of the square,
+# without a limit
+# sets: slope
+# given: the same by computer algebra
+other = sp.diff(x**2, x)
+identity("slope", other, slope)
+for k in (2, 3):
+    ...  # yours: the derivative of x to the power k
+    # sets: values
+    claim(f"power {k}", values == [sp.diff(x**k, x)], {"k": k})
+"""
+
+
+def test_a_starter_is_its_solution_without_the_answer(exercises):
+    assert exercises.starter(SOLVED) == STARTER
+    assert exercises.starter("x = 1\nclaim('one', x == 1, {'x': x})\n") is None
+    assert exercises.starter('text = "# yours: not a comment"\nclaim("one", True, {"x": 1})\n') is None
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("# yours: a\na = 1\nprint(a)\n", "no check follows"),
+        ("# yours: a\nclaim('a', a == 1, {'a': a})\na = 1\n", "nothing stands between"),
+        ("a = 1\nclaim('a', a == 1, {'a': a})\n# yours: a\n", "no statement follows"),
+        ("# yours:\na = 1\nclaim('a', a == 1, {'a': a})\n", "must say what to compute"),
+        ("a = 1  # yours: a\nclaim('a', a == 1, {'a': a})\n", "a line of its own"),
+        ("# yours: a\na = 1\n# given: b\nb = 2\nprint(a, b)\n", "no check follows the last part"),
+        ("a = 1\n# given: b\nclaim('a', a == 1, {'a': a})\n", "has not begun"),
+        ("# yours: a\na = 1\nb = 2\nclaim('c', True, {'c': 1})\n", "needs nothing of this part"),
+        ("# yours: a\na = 1\na = 2\n# given: a\na = 3\nclaim('a', a == 3, {'a': a})\n", "needs nothing of this part"),
+        ("for k in (1, 2):\n    # yours: a\n    a = k\nclaim('a', a == 2, {'a': a})\n", "no check follows"),
+        ("# yours: a\nif True:\n    # yours: b\n    a = 1\nclaim('a', a == 1, {'a': a})\n", "begun and not ended"),
+        ("for k in (1,):\n    b = k\n    # yours: a\na = 1\nclaim('a', a == 1, {'a': a})\n", "no statement follows"),
+    ],
+)
+def test_a_marker_in_the_wrong_place_is_refused(exercises, code, says):
+    with pytest.raises(exercises.StarterError, match=says):
+        exercises.starter(code)
+
+
+@pytest.mark.parametrize("cells", [0, 2])
+def test_a_solution_has_one_marked_cell(exercises, cells):
+    cell = "```{code-cell}\n:tags: [x]\n# yours: a\na = 1\nclaim('a', a == 1, {'a': a})\n```\n"
+    text = f"```{{solution-start}} ex-a\n:class: dropdown\n```\n{cells * cell}```{{solution-end}}\n```\n"
+    with pytest.raises(exercises.StarterError, match=f"ex-a: {cells} cells"):
+        exercises.starters(text)
+    assert list(exercises.starters(text.replace(cells * cell, cell) if cells else text[:0])) == ["ex-a"] * bool(cells)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_exercise_has_a_starter_that_its_solution_completes(exercises, name):
+    text = text_of(name)
+    starters = exercises.starters(text)
+    assert set(starters) == {label for _, label, _ in exercises.SOLUTION.findall(text)}
+    for label, code in starters.items():
+        ast.parse(code)
+        body = next(body for _, found, body in exercises.SOLUTION.findall(text) if found == label)
+        solution = next(cell for _, cell in exercises.CELL.findall(body) if "# yours:" in cell).splitlines()
+        kept = [line.replace("...  # yours:", "# yours:") for line in code.splitlines() if "# sets:" not in line]
+        rest = iter(solution)
+        assert all(line in rest for line in kept), f"{label}: the starter is not the solution with parts left out"
+        omitted = len("".join(solution)) - len("".join(kept))
+        assert omitted > 0, label
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_exercises_say_how_much_effort_they_take(name):
+    titles = [line for line in text_of(name).splitlines() if "{exercise-start}" in line]
+    assert len(titles) >= 4
+    grades = [line.rpartition(" · effort: ")[2] for line in titles]
+    assert set(grades) <= {"low", "medium", "high"}, titles
+    assert len(set(grades)) > 1, "all exercises take the same effort"
+
+
+def blanked(pattern: str, text: str, flags: int = 0) -> str:
+    """`text` with what matches replaced by spaces, so that places and lines stay."""
+    return re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=flags)
+
+
+def running_text(name: str, exercises: bool = True) -> str:
+    """A chapter without front matter, cells, displayed formulas, headings, code, and the arguments of directives."""
+    text = text_of(name)
+    text = text if exercises else text[: text.index("\n## Exercises")]
+    text = blanked(r"\A---\n.*?\n---\n", text, re.DOTALL)
+    text = blanked(r"^(`{3,})\{code-cell\}.*?^\1\s*$", text, re.DOTALL | re.MULTILINE)
+    text = blanked(r"\$\$.*?\$\$", text, re.DOTALL)
+    text = blanked(r"^    .*$|^#.*$|^[`:]{3,}.*$|^:\w+:.*$|\$\$ \(eq[^\n]*$", text, re.MULTILINE)
+    return blanked(r"<!--.*?-->|\]\([^)]*\)", text, re.DOTALL)
+
+
+# Words of the glossary that a chapter uses in another sense only.
+ORDINARY = {
+    ("forgetting", "overlap"),  # images overlap
+    ("bayes", "overlap"),  # tasks may overlap
+    ("bayes", "calibrated"),  # an instrument
+    ("bayes", "stack"),  # to stack matrices
+    ("wild", "mode"),  # training mode
+    ("ewc", "evidence"),  # is no evidence of
+}
+
+
+def glossary() -> list[list[str]]:
+    """The terms of each entry; those of one entry mean the same."""
+    body = text_of("glossary").partition("```{glossary}\n:sorted:\n\n")[2].partition("\n```")[0]
+    return [block.split("\n  ")[0].splitlines() for block in body.split("\n\n")]
+
+
+def uses(term: str, text: str) -> list[re.Match]:
+    """Where a term stands, in singular or plural; capitals count only where the term has them."""
+    word = re.escape(term).replace(r"\ ", r"\s")
+    word = f"{word[:-1]}(?:y|ies)" if term.endswith("y") else f"{word}(?:e?s)?"
+    flags = re.IGNORECASE if term[0].islower() else 0
+    return list(re.finditer(rf"(?<!double )(?<!training )(?<![\w-]){word}(?![\w-])", text, flags))
+
+
+def linked_terms(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and target of each term role."""
+    found = []
+    for role in re.finditer(r"\{term\}`([^`<]+?)(?:\s*<([^>]+)>)?`", text):
+        found.append((role.start(), role.end(), " ".join((role[2] or role[1]).split()).lower()))
+    return found
+
+
+def test_the_glossary_is_in_order_and_says_something():
+    entries = glossary()
+    assert len(entries) > 40
+    for terms in entries:
+        assert all(re.fullmatch(r"[\w' -]+", term) for term in terms), terms
+    names = [term.lower() for terms in entries for term in terms]
+    assert len(names) == len(set(names))
+    assert [terms[0].lower() for terms in entries] == sorted(terms[0].lower() for terms in entries)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_first_use_of_a_term_links_to_the_glossary(name):
+    text = running_text(name)
+    roles = linked_terms(text)
+    plain = blanked(r"\{[\w:.-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$", text, re.DOTALL)
+    missing = []
+    for terms in glossary():
+        links = [start for start, _, target in roles if target in [term.lower() for term in terms]]
+        found = [match for term in terms for match in uses(term, plain)]
+        first = min(found, key=lambda match: match.start(), default=None)
+        if first and (name, terms[0]) not in ORDINARY and not (links and links[0] < first.start()):
+            missing.append((text[: first.start()].count("\n") + 1, first[0]))
+    assert not missing, f"link these with {{term}}: {missing}"
+
+
+def test_every_term_is_used_by_a_chapter():
+    linked = {target for name in CHAPTERS for _, _, target in linked_terms(text_of(name))}
+    unused = [terms[0] for terms in glossary() if not linked & {term.lower() for term in terms}]
+    assert not unused
+
+
+def test_exceptions_are_needed():
+    entries = {terms[0]: terms for terms in glossary()}
+    for name, term in ORDINARY:
+        assert any(uses(word, running_text(name)) for word in entries[term]), (name, term)
+
+
+SYMBOL = re.compile(
+    r"(?:\\(?:hat|bar|tilde)\s*)?\{?(\\[A-Za-z]+|[A-Za-z])\}?((?:[_^](?:\{[^{}]*\}|\\?[A-Za-z0-9]+|\*))*)"
+)
+COUNTING = set("ijklmnct")  # the notation page says so in a sentence
+
+
+def normal(formula: str) -> str:
+    """A formula with one way to write each thing."""
+    return " ".join(formula.split()).replace(r"\mathcal D", r"\Data")
+
+
+def symbol_table() -> dict[tuple[str, str], list[str]]:
+    """(chapter or nothing, key) -> the formulas of a row."""
+    rows = {}
+    for options, body in re.findall(r"^```\{symbols\}\n((?::[^\n]*\n)*)(.*?)^```$", text_of("notation"), re.M | re.S):
+        chapter = options.partition(":chapter: ")[2].strip()
+        for line in body.strip().splitlines()[2:]:
+            key, forms = (cell.strip() for cell in line.split("|")[1:3])
+            assert (chapter, key) not in rows, f"two rows {key}"
+            rows[chapter, key] = [normal(form) for form in re.findall(r"\$([^$]+)\$", forms)]
+    return rows
+
+
+def row_of(formula: str, chapter: str, rows) -> tuple[str, str] | None:
+    """The row that an inline formula of one symbol belongs to: the chapter's own first, an exact form first."""
+    formula = normal(formula)
+    base, scripts = SYMBOL.match(formula).groups()
+    scopes = [{key: forms for (scope, key), forms in rows.items() if scope == where} for where in (chapter, "")]
+    starred = base + "^*"
+    for fits in (
+        lambda forms: formula in forms,
+        lambda forms: "^*" in scripts and any(form.startswith(starred) for form in forms),
+        lambda forms: base in forms,
+        lambda forms: base in [found[1] for form in forms if (found := SYMBOL.match(form))],
+    ):
+        for where, own in zip((chapter, ""), scopes, strict=True):
+            if found := [key for key, forms in own.items() if fits(forms)]:
+                return where, found[0]
+    return None
+
+
+def single_symbols(text: str):
+    """Start, end and formula of inline formulas that are one symbol, whatever its indices."""
+    for found in re.finditer(r"(?<![\\$`])\$([^$`]+)\$", text):
+        whole = SYMBOL.fullmatch(normal(found[1]))
+        power = whole and re.sub(r"\^(\*|\{?\*\}?)", "", whole[2])
+        if whole and ("^" not in power or normal(found[1]) == r"\sigma^2"):
+            yield found.start(), found.end(), found[1], whole[1]
+
+
+def sym_roles(text: str) -> list[tuple[int, str]]:
+    """Start and key of each symbol role."""
+    return [(role.start(), role[1] or role[2]) for role in re.finditer(r"\{sym\}`(?:[^`]*<([\w-]+)>|([^`]+))`", text)]
+
+
+def first_uses(name: str) -> tuple[list, list]:
+    """First uses of a symbol without a link, and symbols that no row explains."""
+    text, rows = running_text(name, exercises=False), symbol_table()
+    operators = set(re.findall(r"\$(\\[A-Za-z]+)", text_of("notation").partition("## Distributions and operators")[2]))
+    links: dict[str, int] = {}
+    for start, key in sym_roles(text):
+        links.setdefault(key, start)
+    unlinked, unknown = {}, []
+    for start, end, formula, base in single_symbols(text):
+        row = row_of(formula, name, rows)
+        if row is None:
+            if base not in COUNTING and base not in operators:
+                unknown.append((text[:start].count("\n") + 1, formula))
+        elif links.get(row[1], len(text)) > start:
+            unlinked.setdefault(row, (start, end, formula))
+    return list(unlinked.items()), unknown
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_symbol_is_in_the_table_and_its_first_use_links_there(name):
+    unlinked, unknown = first_uses(name)
+    text, rows = text_of(name), symbol_table()
+    assert not unknown, f"no row of the notation page explains (line, symbol) {unknown}"
+    places = [(text[:start].count("\n") + 1, formula, f"{{sym}}`{key}`") for (_, key), (start, _, formula) in unlinked]
+    assert not places, f"link the first use: {places}"
+    stray = [key for _, key in sym_roles(text) if (name, key) not in rows and ("", key) not in rows]
+    assert not stray, f"no such rows: {stray}"
+
+
+def test_every_row_of_a_chapter_is_used_there():
+    for chapter, key in symbol_table():
+        if chapter:
+            assert key in [found for _, found in sym_roles(text_of(chapter))], (chapter, key)

@@ -1,7 +1,7 @@
 """The last pass over the written pages: mend what the theme leaves undone, and leave out what no page needs.
 
 The theme's templates offer no place for most of this, so that it is done to the text of the pages. Each repair looks
-for an exact text and warns where that is gone: a new version of the theme cannot undo one in silence.
+for an exact text and ends the build where that is gone: a new version of the theme cannot undo one in silence.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import re
 from pathlib import Path
 
 from PIL import Image
-from sphinx.util import logging
+from sphinx.errors import ExtensionError
 
 from book_styles import bundle, subset_icons
-
-logger = logging.getLogger(__name__)
 
 # What a page has before -> after, once or more often. An address is written relative to the page, so that patterns
 # leave its beginning open.
@@ -57,7 +55,7 @@ def mend(html: str, name: str) -> str:
     for before, after in MENDS.items():
         html, count = re.subn(before, after, html)
         if not count:
-            logger.warning("the theme's pages no longer hold %s; look what became of it", before, location=name)
+            raise ExtensionError(f"{name} must hold {before!r}, and does not: see what the theme has there now")
     for before, after in SOMETIMES.items():
         html = re.sub(before, after, html)
     if name != "search.html":

@@ -1,4 +1,4 @@
-"""What the site says of itself to others: previews of links, canonical addresses, a sitemap, a page for wrong addresses.
+"""What the site says of itself: previews of links, canonical addresses, a sitemap, a page for wrong addresses.
 
 All absolute addresses follow from `html: baseurl` in `_config.yml`. Without it the site is whole and works anywhere; it
 only lacks what cannot be said without an address: canonical addresses, pictures of previews, the sitemap.
@@ -100,7 +100,7 @@ def introduce(app, pagename, templatename, context, doctree) -> None:
     if pagename == MISSING:
         context["pageurl"] = None
     first = pagename == app.config.root_doc
-    address = base(app.config) and context.get("pageurl") or ""
+    address = (base(app.config) and context.get("pageurl")) or ""
     text = description(doctree, app.config.book_description)
     found = context.get("metatags", "") + tags(app.config, title, text, address, "book" if first else "article")
     if pagename in (MISSING, "search"):

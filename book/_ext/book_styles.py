@@ -104,7 +104,7 @@ def tight(text: str) -> str:
 
 
 def bundle(sheets: list[Path], to: Path, pages: list[str], scripts: list[str], keep: tuple[str, ...]) -> str:
-    """One sheet, to stand in the folder `to`; a class or id counts as used where its name stands in a page or script."""
+    """One sheet, to stand in the folder `to`; a class or id counts as used if its name stands in a page or script."""
     words: set[str] = set()
     for page in pages:
         for value in re.findall(r'\b(?:class|id)="([^"]*)"', page):

@@ -1,5 +1,7 @@
 """Shapes and types in the package's signatures are checked whenever a test calls it."""
 
+import importlib.util
+
 import torch
 from jaxtyping import install_import_hook
 
@@ -8,3 +10,8 @@ install_import_hook(["ewc_code", "ewc_plots"], "typechecker.typechecked")
 
 # The tests' tensors are tiny: on a busy machine a second thread is waited for longer than it helps.
 torch.set_num_threads(1)
+
+# Where only the package and its tests' needs are installed, the tests of the book cannot even be read.
+if importlib.util.find_spec("sphinx") is None:
+    of_the_book = ("apparatus", "browser", "build", "colab", "notebooks", "pages", "pdf", "play", "site")
+    collect_ignore = [f"test_{name}.py" for name in of_the_book]

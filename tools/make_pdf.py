@@ -60,6 +60,7 @@ def article(page: str, pages: set[str]) -> Tag:
     for tag in text.select("[src]"):
         if not urlsplit(tag["src"]).scheme:
             tag["src"] = (path.parent / unquote(tag["src"])).resolve().as_uri()
+        tag.attrs.pop("loading", None)  # in print nothing comes near the screen
     text.name = "article"
     text["id"], text["class"] = page, ["chapter"]
     return text

@@ -350,7 +350,7 @@
       { x: window.theta, y: [0, 8], title: "energy above its minimum, nats", xlabel: "" });
     const below = new Panel("Density of the posterior and Laplace’s Gaussian.", { x: window.theta, y: [0, 1], title: "density", xlabel: "" });
     const message = html("p", { class: "message" }), report = reporter();
-    const readout = table("Laplace in the two coordinates", ["", "mode", "precision Λ", "total variation"],
+    const readout = table("Laplace in the two coordinates", ["coordinate", "mode", "precision Λ", "total variation"],
       ["in θ", "in z"]);
 
     function edge(a, b) {
@@ -418,7 +418,7 @@
     const bars = new Panel("Precision after each step, as a bar made of the parts that the prior and the tasks contributed.",
       { x: [0, 8], y: [0, 4], title: "precision Λ adds up", xlabel: "precision Λ" });
     const report = reporter(), message = html("p", { class: "message" });
-    const readout = table("The belief", ["", "precision Λ", "mean μ", "1 / √Λ"], ["prior", "", "", "", "all at once"]);
+    const readout = table("The belief", ["seen", "precision Λ", "mean μ", "1 / √Λ"], ["nothing", "", "", "", "all at once"]);
     const bellLine = (belief) => range(-4.5, 4.5, 361).map((x) => [x, bell(x, belief)]);
     const alone = (task) => ({ mean: task.mean, precision: task.n / data.sigma ** 2 });
     const row = ({ precision, mean }) => [number(precision), number(mean), number(1 / Math.sqrt(precision))];
@@ -449,16 +449,16 @@
       const list = beliefs();
       list.forEach((belief, i) => {
         readout.set(i, i > step ? ["…", "…", "…"] : row(belief), i === step ? "current" : i > step ? "off" : "").textContent =
-          i ? `after ${names().slice(0, i).join(", ")}` : "prior";
+          i ? names().slice(0, i).join(", ") : "nothing";
       });
       readout.set(4, row(list.at(-1)));
       const name = names()[step - 1];
       message.textContent = step === 0 ? `Order ${names().join(", ")}. Nothing seen yet: the belief is the prior.`
         : `Order ${names().join(", ")}. Task ${name} added ${short(list[step].precision - list[step - 1].precision)} to the precision and moved the mean `
           + `from ${number(list[step - 1].mean)} to ${number(list[step].mean)}.${step === 3 ? " All tasks seen: as from all at once." : ""}`;
-      next.disabled = step === 3;
+      next.setAttribute("aria-disabled", step === 3); // not `disabled`, which would lose the keyboard's place
       next.textContent = step === 3 ? "all tasks seen" : `learn task ${names()[step]}`;
-      back.disabled = step === 0;
+      back.setAttribute("aria-disabled", step === 0);
       if (speak) report.say(message.textContent);
       cancelAnimationFrame(moving);
       if (from === null || matchMedia("(prefers-reduced-motion: reduce)").matches) return draw(list[step]);
@@ -471,8 +471,9 @@
       moving = requestAnimationFrame(frame);
     }
     const move = (by) => () => {
+      if (step + by < 0 || step + by > 3) return;
       const from = beliefs()[step];
-      step = Math.min(3, Math.max(0, step + by));
+      step += by;
       update(from);
     };
     const next = button("", move(1)), back = button("back", move(-1));

@@ -292,6 +292,46 @@ def test_every_row_of_a_chapter_is_used_there():
             assert key in [found for _, found in sym_roles(text_of(chapter))], (chapter, key)
 
 
+BOX = re.compile(r"^[`:]{3,}\{prf:(\w+)\}[^\n]*\n(?::label: (\S+)\n)?", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_theorems_and_definitions_are_numbered_proved_and_used(name):
+    boxes = [found.groups() for found in BOX.finditer(text_of(name)) if found[1] != "ref"]
+    kinds = [kind for kind, _ in boxes]
+    unlabelled = [kind for kind, label in boxes if kind != "proof" and not label]
+    assert not unlabelled, f"boxes without a label: {unlabelled}"
+    assert kinds.count("proof") >= kinds.count("theorem"), "a theorem without a proof"
+    assert "theorem" in kinds or "definition" in kinds
+    book = "".join(path.read_text(encoding="utf-8") for path in (sources.ROOT / "book").glob("*.md"))
+    used = re.findall(r"\{prf:ref\}`(?:[^`<]*<)?([\w-]+)>?`", book)
+    assert not [label for _, label in boxes if label and label not in used], "nothing refers to these"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_predictions_are_answered_by_computed_numbers(name):
+    text = text_of(name)
+    boxes = list(
+        re.finditer(r"^:{3,}\{admonition\}[^\n]*\n:class: predict\n(.*?)^:{3,}$", text, re.DOTALL | re.MULTILINE)
+    )
+    assert boxes
+    for box in boxes:
+        after = text[box.end() :]
+        answers = [re.split(r"^## |:class: predict", after, flags=re.MULTILINE)[0].strip() or after]
+        # a box may stand right before a section, or name the sections that answer it
+        if not re.sub(r"^\([\w-]+\)=$", "", answers[0], flags=re.MULTILINE).strip():
+            answers = [after.partition("\n## ")[2].partition("\n## ")[0]]
+        answers += [
+            text.partition(f"\n({label})=\n## ")[2].partition("\n## ")[0]
+            for label in re.findall(r"\{ref\}`(sec-[\w-]+)`", box[1])
+        ]
+        line = text[: box.start()].count("\n") + 1
+        assert all(
+            "{glue:text}" in blanked(r"`{3,}\{code-cell\}.*?^`{3,}$", answer, re.DOTALL | re.MULTILINE)
+            for answer in answers
+        ), f"the box at line {line} is not answered by a number"
+
+
 IN_CODE = re.compile(r"^\{in-code\}`(.*?): (.*)`$", re.MULTILINE)
 
 

@@ -27,8 +27,9 @@ SHOWN = [page for page in PAGES if page != "index.html"]
 CHAPTERS = [f"{name}.html" for name in chapters() if (SITE / f"{name}.html").exists()]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MEGABYTE = 1_000_000
-# A page answers within a second on two idle cores; a machine with other work is given a multiple of that.
-PATIENCE = 4.0
+# Seconds of its own computing until a page answers: time on the clock depends on what else a machine does. Two cores
+# that others use, too, count up to twice what they count when they are idle.
+PATIENCE = 2.0
 
 
 class Pages(http.server.SimpleHTTPRequestHandler):
@@ -142,7 +143,7 @@ SCROLL = """async () => {
         scrollTo(0, y);
         await new Promise(resolve => setTimeout(resolve, 30));
     }
-    await Promise.all([...document.images].filter(i => !i.complete).map(
+    await Promise.all([...document.images].filter(i => !i.complete && i.checkVisibility()).map(
         i => new Promise(done => { i.onload = i.onerror = done; })));
     scrollTo(0, 0);
 }"""
@@ -181,6 +182,7 @@ AXE = """async () => {
 def violations(tab: Tab, axe: str) -> list[str]:
     """What axe finds on an open page, in light and then in dark."""
     tab.page.evaluate(UNFOLD)
+    tab.page.add_style_tag(content="section { content-visibility: visible !important }")
     found = []
     for scheme in ("light", "dark"):
         tab.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
@@ -247,6 +249,7 @@ def test_a_page_is_whole_at_both_widths_and_in_both_schemes(page, server, browse
     problems = {}
     with opened(browser, address, server, expect) as tab:
         tab.page.evaluate(UNFOLD)
+        tab.page.add_style_tag(content="section { content-visibility: visible !important }")
         tab.page.evaluate(SCROLL)
         for width in (WIDE, NARROW):
             tab.page.set_viewport_size(width)
@@ -286,54 +289,55 @@ TIMES = """() => {
 
 @pytest.mark.parametrize("page", [page for page in SHOWN if page != "404.html"])
 def test_first_load_is_small_and_soon_interactive(page, server, browser, report):
-    fastest = None
-    for _ in range(3):
-        with opened(browser, "about:blank", server) as tab:
-            wire, raw = collections.Counter(), collections.Counter()
-            network = tab.page.context.new_cdp_session(tab.page)
-            network.send("Network.enable")
-            network.on(
-                "Network.loadingFinished", lambda done, wire=wire: wire.update(sum=int(done["encodedDataLength"]))
-            )
-            network.on("Network.dataReceived", lambda part, raw=raw: raw.update(sum=part["dataLength"]))
-            started = time.perf_counter()
-            tab.page.goto(server + page, wait_until="domcontentloaded")
-            tab.page.keyboard.press("Control+K")
-            tab.page.wait_for_function("document.activeElement && document.activeElement.name === 'q'")
-            answered = time.perf_counter() - started
-            tab.page.wait_for_load_state("networkidle")
-            first = wire["sum"]
-            tab.page.keyboard.press("Escape")
-            tab.page.evaluate(SCROLL)
-            tab.page.wait_for_load_state("networkidle")
-            figures = {
-                "first load, bytes on the wire": first,
-                "whole page, bytes on the wire": wire["sum"],
-                "whole page, bytes uncompressed": raw["sum"],
-                "answers a key after, s": round(answered, 3),
-                **{f"{name}, s": round(value / 1000, 3) for name, value in tab.page.evaluate(TIMES).items()},
-            }
-        if fastest is None or answered < fastest["answers a key after, s"]:
-            fastest = figures
-        if answered < 1:
-            break
-    report[page] = fastest
-    assert 0 < fastest["first load, bytes on the wire"] <= fastest["whole page, bytes on the wire"] <= MEGABYTE
-    assert fastest["answers a key after, s"] <= PATIENCE
+    with opened(browser, "about:blank", server) as tab:
+        wire, raw = collections.Counter(), collections.Counter()
+        devtools = tab.page.context.new_cdp_session(tab.page)
+        devtools.send("Network.enable")
+        devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+        devtools.on("Network.loadingFinished", lambda done: wire.update(sum=int(done["encodedDataLength"])))
+        devtools.on("Network.dataReceived", lambda part: raw.update(sum=part["dataLength"]))
+
+        def busy() -> float:
+            metrics = devtools.send("Performance.getMetrics")["metrics"]
+            return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+        before, started = busy(), time.perf_counter()
+        tab.page.goto(server + page, wait_until="domcontentloaded")
+        tab.page.keyboard.press("Control+K")
+        tab.page.wait_for_function("document.activeElement && document.activeElement.name === 'q'")
+        answered, computed = time.perf_counter() - started, busy() - before
+        tab.page.wait_for_load_state("networkidle")
+        first = wire["sum"], raw["sum"]
+        tab.page.keyboard.press("Escape")
+        tab.page.evaluate(SCROLL)
+        tab.page.wait_for_load_state("networkidle")
+        report[page] = {
+            "first load, bytes on the wire": first[0],
+            "first load, bytes uncompressed": first[1],
+            "whole page, bytes on the wire": wire["sum"],
+            "whole page, bytes uncompressed": raw["sum"],
+            "answers a key after, s": round(answered, 3),
+            "of which its own computing, s": round(computed, 3),
+            **{f"{name}, s": round(value / 1000, 3) for name, value in tab.page.evaluate(TIMES).items()},
+        }
+    assert 0 < first[0] <= wire["sum"] <= MEGABYTE
+    assert 0 < computed <= PATIENCE
 
 
-# Which elements a key must reach, marked with numbers so that a visit can be ticked off.
+# Which elements a key must reach, marked with numbers so that a visit can be ticked off. Of a group of choices it
+# reaches the chosen one, and the arrows the others.
 EXPECTED = """() => {
     const wanted = 'a[href], button, input, select, textarea, summary, [tabindex="0"]';
     return [...document.querySelectorAll(wanted)].filter(
-        e => e.checkVisibility({visibilityProperty: true}) && !e.disabled && e.tabIndex >= 0
+        e => e.checkVisibility({visibilityProperty: true}) && !e.disabled && e.tabIndex >= 0 && !(
+            e.type === "radio" && !e.checked && document.querySelector(`input[name="${e.name}"]:checked`))
     ).map((e, i) => { e.dataset.stop = i; return e.outerHTML.slice(0, 120); });
 }"""
 
 # The look of the element that has the focus, and the look that the one before has without it.
 STOP = """() => {
     const look = e => {
-        const own = getComputedStyle(e), box = getComputedStyle(e.parentElement);
+        const own = getComputedStyle(e), box = getComputedStyle(e.closest(".sd-card") || e.parentElement);
         const of = s => [s.outlineStyle === "none" ? "" : s.outlineStyle + s.outlineWidth + s.outlineColor, s.boxShadow,
                          s.backgroundColor, s.borderColor, s.textDecorationLine, s.color].join();
         return of(own) + "|" + of(box);
@@ -343,7 +347,8 @@ STOP = """() => {
     const result = {same: same ? before.outerHTML.slice(0, 120) : null, stop: null, hidden: null};
     window.__before = null;
     if (!e || e === document.body) return result;
-    const r = e.getBoundingClientRect(), style = getComputedStyle(e);
+    const shown = e.matches(".sd-stretched-link") ? e.closest(".sd-card") : e;  // the link is the whole card
+    const r = shown.getBoundingClientRect(), style = getComputedStyle(e);
     const inside = r.width > 0 && r.height > 0 && r.bottom > 0 && r.right > 0
         && r.top < innerHeight && r.left < innerWidth;
     if (!inside || style.visibility === "hidden" || style.opacity === "0")
@@ -449,7 +454,7 @@ def test_the_page_for_wrong_addresses_looks_like_the_book_and_leads_back(server,
     for wrong in ("nothing", "book/no/such/page.html", "a/b/c/"):
         with opened(browser, server + wrong, server, expect=404) as tab:
             assert not tab.complaints
-            assert tab.page.locator("h1").first.inner_text() == "There is no page at this address"
+            assert tab.page.locator("article h1").inner_text() == "There is no page at this address"
             assert tab.page.locator("#pst-primary-sidebar .bd-links a").count() >= len(CHAPTERS)
             tab.page.get_by_role("link", name="first page").click()
             tab.page.wait_for_url(server + "book/index.html")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 Matrix = Float[Tensor, "tasks tasks"]
@@ -78,7 +78,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
         advice = "Run more seeds, or report the single run as such."
         raise ValueError(f"an interval needs at least two runs; got {n}. {advice}")
     spread = float(np.std(values, ddof=1)) / n**0.5
-    return Interval(float(np.mean(values)), float(stats.t.ppf(0.5 + level / 2, n - 1)) * spread, n)
+    return Interval(float(np.mean(values)), float(special.stdtrit(n - 1, 0.5 + level / 2)) * spread, n)
 
 
 def cosine(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

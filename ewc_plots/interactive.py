@@ -14,6 +14,7 @@ from io import BytesIO
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ewc_code.data import Examples
 from ewc_code.plane import Plane
@@ -48,10 +49,12 @@ class Playable:
     @classmethod
     def of(cls, kind: str, data: Mapping[str, object], title: str, figure: Figure) -> "Playable":
         """With a drawn figure as the still picture; it is closed, so that a notebook does not show it twice."""
-        file = BytesIO()
+        file, small = BytesIO(), BytesIO()
         figure.savefig(file, format="png", bbox_inches="tight")
         plt.close(figure)
-        return cls(kind, data, title, file.getvalue())
+        # the page loads it beside the numbers: a palette takes a third of the bytes, and flat colours lose nothing
+        Image.open(file).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+        return cls(kind, data, title, small.getvalue())
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
         """Numbers and picture for the book's page; for a notebook the picture and a sentence."""
@@ -174,7 +177,8 @@ def update_mean(
         )
         panel.title.set_fontsize(10)
         before = after
-    panels[0].set_ylabel("density")
+    highest = max(line.get_ydata().max() for panel in panels for line in panel.get_lines())
+    panels[0].set(ylabel="density", ylim=(0, 1.05 * highest))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     given = [{"name": name, "mean": mean, "n": n} for name, (mean, n) in tasks.items()]
     steps = [{"mean": mean, "precision": precision} for mean, precision in beliefs]

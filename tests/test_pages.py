@@ -85,6 +85,19 @@ def test_pictures_shrink_where_no_eye_sees_it(tmp_path):
         assert np.array_equal(np.asarray(opened.convert("RGB")), noise)
 
 
+def test_a_picture_is_shrunk_once(tmp_path, monkeypatch):
+    picture, folder = tmp_path / "a.png", tmp_path / "kept"
+    Image.new("RGB", (30, 20), (0, 114, 178)).save(picture, compress_level=0)
+    original = picture.read_bytes()
+    assert book_pages.shrunk(picture, folder) == (30, 20)
+    small = picture.read_bytes()
+    assert len(small) < len(original)
+    picture.write_bytes(original)
+    monkeypatch.setattr(book_pages, "shrink", lambda path: pytest.fail("shrunk again"))
+    assert book_pages.shrunk(picture, folder) == (30, 20)
+    assert picture.read_bytes() == small
+
+
 def test_pictures_get_their_size_and_load_late(tmp_path):
     picture = (tmp_path / "a.png").resolve()
     html = '<p><img alt="seen" src="a.png" /> <img alt="wide" src="a.png" style="width: 50%"></p>'

@@ -151,6 +151,22 @@ def test_beliefs_and_tasks_must_pair():
         plots.update_mean((0.0, 1.0), 1.0, {"A": (0.0, 1), "B": (1.0, 2)}, [(0.0, 2.0)], 9)
 
 
+def test_pictures_are_small_and_show_their_curves_whole(monkeypatch):
+    drawn = []
+    keep = plots.Playable.of.__func__
+    monkeypatch.setattr(
+        plots.Playable, "of", classmethod(lambda cls, *given: drawn.append(given[-1]) or keep(cls, *given))
+    )
+    beliefs = [(-1.0, 1.5), (0.33, 4.5), (0.875, 6.0)]
+    found = plots.update_mean((0.0, 0.5), 2.0, {"A": (-1.5, 4), "B": (1.0, 12), "C": (2.5, 6)}, beliefs, 40)
+    assert found.picture.startswith(b"\x89PNG")
+    assert len(found.picture) < 100_000
+    for panel in drawn[0].axes:
+        highest = max(line.get_ydata().max() for line in panel.get_lines())
+        assert panel.get_ylim()[0] == 0
+        assert panel.get_ylim()[1] > highest
+
+
 def test_colours_are_those_of_the_still_pictures():
     style = (ROOT / "book/_static/play.css").read_text(encoding="utf-8")
     light = style[: style.index('html[data-theme="dark"]')]

@@ -139,7 +139,7 @@ def put_beside_formulas(app, doctree) -> None:
         note = nodes.paragraph("", "In code: ", classes=["in-code"])
         note += reference("py", "obj", target, env.docname, nodes.literal(text=short))
         note += nodes.Text(", ")
-        note += nodes.reference("", f"line {line}", refuri=address, reftitle=text, internal=False)
+        note += nodes.reference("", f"line\u00a0{line}", refuri=address, reftitle=text, internal=False)
         paragraph.replace_self(note)
 
 

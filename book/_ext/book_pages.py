@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -85,6 +86,21 @@ def shrink(path: Path) -> tuple[int, int] | None:
     return image.size
 
 
+def shrunk(path: Path, folder: Path) -> tuple[int, int] | None:
+    """`shrink`, once for each picture: a build takes what an earlier one wrote into `folder`."""
+    kept = folder / f"{hashlib.sha256(path.read_bytes()).hexdigest()}.png"
+    if kept.exists():
+        shutil.copyfile(kept, path)
+        with Image.open(path) as opened:
+            return opened.size
+    size = shrink(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(".partial")
+    shutil.copyfile(path, partial)
+    partial.replace(kept)
+    return size
+
+
 def close(one: Image.Image, other: Image.Image) -> bool:
     """Whether two pictures differ by one level of 255 on average, and by 24 in one pixel of a thousand, at most."""
     import numpy as np
@@ -140,7 +156,7 @@ def finish(app, exception) -> None:
     out = Path(app.outdir).resolve()
     sizes = {}
     for picture in sorted([*(out / "_images").glob("*.png"), *(out / "_static").glob("*.png")]):
-        sizes[picture] = shrink(picture)
+        sizes[picture] = shrunk(picture, out.parent / ".pictures")
     pages = {}
     for page in sorted(path for path in out.rglob("*.html") if "_static" not in path.relative_to(out).parts):
         html = page.read_text(encoding="utf-8")

@@ -113,6 +113,16 @@ def test_names_in_code_lose_their_marks_and_nothing_else():
     assert found == '<pre>a<span class="o">=</span>(</pre><span class="n">b</span>'
 
 
+def test_the_link_of_a_symbol_has_a_name():
+    math = '<span class="katex"><math><mi>x</mi><annotation encoding="application/x-tex">%s</annotation></math></span>'
+    link = '<a class="sym reference internal" href="n.html#sym-x">' + math + "</a>"
+    other = '<a class="reference internal" href="#eq">(1)</a>' + math % "y"
+    found = book_pages.SYMBOL.sub(book_pages.named, link % r"\theta^*_{A}" + other)
+    assert found.startswith('<a aria-label="symbol theta^*_ A" class="sym reference internal" href="n.html#sym-x">')
+    assert found.endswith(other)
+    assert found.count("aria-label") == 1
+
+
 def test_a_repair_that_finds_nothing_ends_the_build():
     with pytest.raises(Exception, match=r"page\.html must hold .*fontawesome"):
         book_pages.mend("<html></html>", "page.html")

@@ -41,6 +41,8 @@ SOMETIMES = {
     # A deprecated role, and a list whose children are no items.
     r' role="doc-biblioentry"': "",
     r'<div role="list" class="citation-list">': '<div class="citation-list">',
+    # The corner of a table heads nothing.
+    r'<th class="head"><p></p></th>': "<td></td>",
 }
 SEARCH = re.compile(r'\s*<script src="[^"]*\b(?:searchtools|language_data|searchindex)\.js[^"]*"></script>')
 VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
@@ -48,6 +50,10 @@ VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
 PLAIN_TOKEN = re.compile(r'<span class="(?:n|p|w|nn|nx|x)">([^<]*)</span>')
 PRE = re.compile(r"<pre\b.*?</pre>", re.DOTALL)
 STYLESHEET = re.compile(r'\s*<link\b(?=[^>]*\brel="stylesheet")[^>]*\bhref="([^"?#]+)[^"]*"[^>]*>')
+# A link that holds nothing but a formula: only in theory is a link named after the MathML in it.
+SYMBOL = re.compile(
+    r'<a class="sym (?P<rest>[^>]*)>(?P<shown>(?:(?!</a>).)*?<annotation[^>]*>(?P<tex>[^<]*))', re.DOTALL
+)
 PICTURE = re.compile(r'<img\b(?![^>]*\bloading=)([^>]*?\bsrc="([^"]+)"[^>]*?)\s*/?>')
 
 
@@ -64,7 +70,14 @@ def mend(html: str, name: str) -> str:
     first = VIEWPORT.search(html)
     if first is not None:
         html = html[: first.end()] + VIEWPORT.sub("", html[first.end() :])
+    html = SYMBOL.sub(named, html)
     return PRE.sub(lambda pre: PLAIN_TOKEN.sub(r"\1", pre[0]), html)
+
+
+def named(link: re.Match) -> str:
+    r"""The link of a symbol with words for those who hear it: "symbol theta^*_A" for `\theta^*_A`."""
+    words = " ".join(re.sub(r"[\\{}\s]+", " ", link["tex"]).split())
+    return f'<a aria-label="symbol {words}" class="sym {link["rest"]}>{link["shown"]}'
 
 
 def shrink(path: Path) -> tuple[int, int] | None:

@@ -182,7 +182,7 @@ AXE = """async () => {
 def violations(tab: Tab, axe: str) -> list[str]:
     """What axe finds on an open page, in light and then in dark."""
     tab.page.evaluate(UNFOLD)
-    tab.page.add_style_tag(content="section { content-visibility: visible !important }")
+    tab.page.add_style_tag(content="* { content-visibility: visible !important }")
     found = []
     for scheme in ("light", "dark"):
         tab.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
@@ -249,7 +249,7 @@ def test_a_page_is_whole_at_both_widths_and_in_both_schemes(page, server, browse
     problems = {}
     with opened(browser, address, server, expect) as tab:
         tab.page.evaluate(UNFOLD)
-        tab.page.add_style_tag(content="section { content-visibility: visible !important }")
+        tab.page.add_style_tag(content="* { content-visibility: visible !important }")
         tab.page.evaluate(SCROLL)
         for width in (WIDE, NARROW):
             tab.page.set_viewport_size(width)
@@ -427,7 +427,7 @@ def test_search_finds_a_word_of_each_chapter(page, place, server, browser):
         assert not tab.complaints
         result.click()
         tab.page.wait_for_url(f"{home}{page}*")
-        assert word in tab.page.locator("article").inner_text().lower()
+        assert word in tab.page.locator("article").text_content().lower()
 
 
 def test_search_opens_with_a_key_and_says_when_nothing_is_found(server, browser):

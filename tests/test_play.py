@@ -303,7 +303,11 @@ def test_fingers_find_the_controls_on_a_phone(page, opened):
 @pytest.mark.parametrize("page", WITH_FIGURES)
 def test_nothing_jumps_when_a_control_moves(page, width, opened):
     tab = opened(page, reduced_motion="reduce", viewport={"width": width, "height": 900})
-    places = "all => all.map(one => { const box = one.getBoundingClientRect(); return [box.top + scrollY, box.left]; })"
+    # within the figure: where it stands on the page changes as the text above it comes near and is laid out
+    places = """all => all.map(one => {
+        const box = one.getBoundingClientRect(), figure = one.closest(".ewc-play").getBoundingClientRect();
+        return [box.top - figure.top, box.left - figure.left, figure.height];
+    })"""
     parts = tab.locator(".ewc-play input, .ewc-play .panel, .ewc-play table")
     before = parts.evaluate_all(places)
     for slider in tab.locator(".ewc-play").get_by_role("slider").all():

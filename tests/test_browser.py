@@ -360,6 +360,10 @@ STOP = """() => {
 }"""
 
 
+# What came near has been laid out, and the focus has been brought back onto the screen.
+SETTLED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+
+
 @pytest.mark.parametrize("page", ["404.html", "search.html", "genindex.html", *WRITTEN])
 def test_the_keyboard_reaches_everything_and_the_focus_is_seen(page, server, browser):
     address, expect = (server + page, 200) if page != "404.html" else (server + "no/such/page.html", 404)
@@ -373,6 +377,7 @@ def test_the_keyboard_reaches_everything_and_the_focus_is_seen(page, server, bro
         visited, unmarked, hidden = set(), [], []
         for _ in range(len(expected) + 20):
             tab.page.keyboard.press("Tab")
+            tab.page.evaluate(SETTLED)
             seen = tab.page.evaluate(STOP)
             unmarked += [seen["same"]] if seen["same"] else []
             hidden += [seen["hidden"]] if seen["hidden"] else []

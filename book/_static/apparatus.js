@@ -69,6 +69,12 @@
     });
   };
 
+  // What comes near is laid out only then, and may push what has just got the focus off the screen: bring it back.
+  document.addEventListener("focusin", ({ target }) => {
+    const settled = () => { if (target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest" }); };
+    requestAnimationFrame(() => requestAnimationFrame(settled));
+  });
+
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
   else start();
 })();

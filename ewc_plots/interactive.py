@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ewc_code.data import Examples
-from ewc_code.plane import Plane
+from ewc_experiments.plane import Plane
 from ewc_plots.densities import parabolas
 from ewc_plots.learning import LOOK, regions
 from ewc_plots.style import COLOURS, WIDTH

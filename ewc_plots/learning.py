@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ewc_code.data import LABELS, Images
-from ewc_code.experiments import Chosen
 from ewc_code.metrics import interval
-from ewc_code.plane import Plane
 from ewc_code.training import Record
+from ewc_experiments.comparison import Chosen
+from ewc_experiments.plane import Plane
 from ewc_plots.style import COLOURS, DASHES, WIDTH
 
 LOOK = {

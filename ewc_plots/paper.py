@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from ewc_code.figure2 import Cell
 from ewc_code.metrics import Interval
+from ewc_experiments.figure2 import Cell
 from ewc_plots.learning import LOOK
 from ewc_plots.style import COLOURS, DASHES, WIDTH
 

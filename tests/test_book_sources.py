@@ -9,6 +9,8 @@ import pytest
 
 import sources
 
+PACKAGES = ("ewc_code", "ewc_experiments")
+DOTTED = tuple(f"{package}." for package in PACKAGES)
 CHAPTERS = [name for name in sources.chapters() if (sources.ROOT / f"{name}.md").exists()]
 
 
@@ -79,9 +81,9 @@ def test_what_is_called_is_documented(source):
                 names = [alias.name for alias in node.names if alias.name.split(".")[0] == "ewc_code"]
                 assert not names, f"write `from ewc_code import ...`, not import {names}"
                 modules |= {alias.asname: alias.name for alias in node.names if alias.name == "ewc_plots"}
-            if isinstance(node, ast.ImportFrom) and node.module == "ewc_code":
-                modules |= {alias.asname or alias.name: f"ewc_code.{alias.name}" for alias in node.names}
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("ewc_code.", "ewc_plots")):
+            if isinstance(node, ast.ImportFrom) and node.module in PACKAGES:
+                modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith((*DOTTED, "ewc_plots")):
                 used |= {(node.module, alias.name) for alias in node.names}
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 used.add((modules[node.value.id], node.attr))
@@ -105,10 +107,10 @@ def test_the_package_can_be_read_whole():
 
 def test_every_module_is_in_the_api_page():
     api = (sources.ROOT / "book/api.md").read_text(encoding="utf-8")
-    package = sources.ROOT / "ewc_code"
-    modules = {path.stem for path in package.glob("[a-z]*.py")}
-    modules |= {path.parent.name for path in package.glob("[a-z]*/__init__.py")}
-    assert modules == set(re.findall(r"automodule:: ewc_code\.(\w+)\n", api))
+    for package in PACKAGES:
+        modules = {path.stem for path in (sources.ROOT / package).glob("[a-z]*.py")}
+        modules |= {path.parent.name for path in (sources.ROOT / package).glob("[a-z]*/__init__.py")}
+        assert modules == set(re.findall(rf"automodule:: {package}\.(\w+)\n", api)), package
 
 
 def test_prose_keeps_what_it_must_judge():

@@ -10,13 +10,15 @@ import torch
 from oracles import examples, network, score
 from torch import Tensor
 
-from ewc_code import consolidation, experiments, fisher, sweep, variants
+from ewc_code import consolidation, fisher, sweep
 from ewc_code.data import Examples
-from ewc_code.experiments import Comparison, as_json, choose, compare
 from ewc_code.gaussian import Diagonal
 from ewc_code.models import flatten, snapshot
 from ewc_code.tasks import Part, Task, permuted_mnist
 from ewc_code.training import Record, Settings
+from ewc_experiments import comparison as experiments
+from ewc_experiments import variants
+from ewc_experiments.comparison import Comparison, as_json, choose, compare
 
 TINY = replace(
     experiments.PERMUTED["smoke"], train_limit=300, seeds=(0, 1), settings=Settings(epochs=2, batch_size=50), tasks=2

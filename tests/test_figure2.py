@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ewc_code import experiments, figure2, sweep
+from ewc_code import sweep
 from ewc_code.environment import SCALES
 from ewc_code.metrics import overlap
 from ewc_code.models import mlp, snapshot
 from ewc_code.tasks import Task, permuted_mnist
+from ewc_experiments import comparison as experiments
+from ewc_experiments import figure2
 
 RECORDED = Path(__file__).parents[1] / "book" / "recorded"
 PANELS = {"2A": figure2.FIGURE_2A, "2B": figure2.FIGURE_2B, "2C": figure2.FIGURE_2C}

@@ -5,7 +5,7 @@ import torch
 from oracles import nothing_changes
 
 from ewc_code.models import TwoParameters
-from ewc_code.plane import FigureOne, Plane, figure_one, nll, two_parameter_tasks
+from ewc_experiments.plane import FigureOne, Plane, figure_one, nll, two_parameter_tasks
 
 SETUP = FigureOne(grid=41, l2=(0.03,))
 

@@ -16,8 +16,9 @@ from scipy import integrate, stats
 from test_site import SITE, WRITTEN
 
 import ewc_plots as plots
-from ewc_code import gaussian, laplace, plane
+from ewc_code import gaussian, laplace
 from ewc_code.gaussian import Diagonal
+from ewc_experiments import plane
 from ewc_plots import interactive
 from sources import ROOT
 

@@ -11,12 +11,13 @@ from test_fisher import TIGHT
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from ewc_code import fisher, layers, variants
+from ewc_code import fisher, layers
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal
 from ewc_code.models import flatten, nll, snapshot
 from ewc_code.training import Settings, fit
+from ewc_experiments import variants
 
 
 class Normalised(nn.Module):

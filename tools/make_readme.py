@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import ewc_plots as plots
-from ewc_code import plane
+from ewc_experiments import plane
 
 ROOT = Path(__file__).parents[1]
 LEDGER = ROOT / "_build" / "html" / "book" / "ledger.json"

@@ -11,8 +11,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from ewc_code import data, environment, figure2
-from ewc_code.experiments import as_json
+from ewc_code import data, environment
+from ewc_experiments import figure2
+from ewc_experiments.comparison import as_json
 
 ROOT = Path(__file__).parents[1]
 PANELS = {
@@ -29,8 +30,8 @@ def main() -> None:
     scale = parser.parse_args().scale
     if data.source() != "full":
         raise SystemExit("a recorded run must be made on the full data; the embedded sample is in use. Set EWC_DATA.")
-    if changed := git("status", "--porcelain", "--", "ewc_code"):
-        raise SystemExit(f"a recorded run must be that of a commit; ewc_code has changes:\n{changed}")
+    if changed := git("status", "--porcelain", "--", "ewc_code", "ewc_experiments"):
+        raise SystemExit(f"a recorded run must be that of a commit; the packages have changes:\n{changed}")
     panels, commit = {}, git("rev-parse", "HEAD")
     for name, (settings, run) in PANELS.items():
         started = time.monotonic()

@@ -152,7 +152,14 @@ def confirm(app, env) -> None:
 
 def setup(app):
     """Connect to Sphinx; `book_inputs` are globs of further files (below the source folder) that cells depend on."""
-    inputs = ["requirements.txt", "pyproject.toml", "book/recorded/**/*", "benchmarks/results/*", "ewc_plots/*"]
+    inputs = [
+        "requirements.txt",
+        "pyproject.toml",
+        "book/recorded/**/*",
+        "benchmarks/results/*",
+        "ewc_plots/*",
+        "ewc_experiments/*",
+    ]
     app.add_config_value("book_inputs", inputs, "env")
     app.connect("config-inited", resolve, priority=400)
     app.connect("env-before-read-docs", execute_all)

@@ -134,7 +134,7 @@ def put_beside_formulas(app, doctree) -> None:
         while not isinstance(section, nodes.section) or not isinstance(section[0], nodes.title):
             section = section.parent  # boxes of theorems have sections, too, but without a title
         known.append((target, Formula(env.docname, before["label"], section[0].astext())))
-        short = target.removeprefix("ewc_code.")
+        short = target.removeprefix("ewc_code.").removeprefix("ewc_experiments.")
         address = f"{theme['repository_url']}/blob/{theme.get('repository_branch', 'main')}/{path}#L{line}"
         note = nodes.paragraph("", "In code: ", classes=["in-code"])
         note += reference("py", "obj", target, env.docname, nodes.literal(text=short))

@@ -1,6 +1,6 @@
-r"""The experiments of the book: each a frozen dataclass of settings, and a pure function from settings to results.
+r"""Methods compared on a sequence of tasks: plain training, L2 and EWC, and EWC with other Fishers.
 
-Every experiment has settings for the three scales (`SCALED[scale]`). Strengths are chosen by validation accuracy, on
+Strengths are chosen by validation accuracy, on
 seeds of their own, before any test example is looked at (`choose`).
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ewc_code import consolidation, fisher, variants
+from ewc_code import consolidation, fisher
 from ewc_code.consolidation import Method
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
@@ -22,6 +22,7 @@ from ewc_code.models import Params, mlp, relu_logits_mlp, snapshot
 from ewc_code.sweep import Outcome, Run, sweep
 from ewc_code.tasks import Task, mnist_then_fashion, together, turned_mnist
 from ewc_code.training import Record, Settings, accuracy, fit
+from ewc_experiments import variants
 
 Network = Callable[[tuple[int, ...], int], nn.Module]
 Tasks = Callable[..., Sequence[Task]]

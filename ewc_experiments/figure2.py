@@ -17,19 +17,19 @@ from ewc_code import consolidation, fisher, metrics
 from ewc_code.consolidation import Method
 from ewc_code.data import load
 from ewc_code.environment import device, generator
-from ewc_code.experiments import Chosen, Comparison, Network, Tasks, choose, report
 from ewc_code.gaussian import Diagonal
 from ewc_code.laplace import laplace
 from ewc_code.models import mlp, restore, snapshot
 from ewc_code.tasks import centrally_permuted, limited, permuted_mnist, together
 from ewc_code.training import Record, Settings, accuracy, fit
+from ewc_experiments.comparison import Chosen, Comparison, Network, Tasks, choose, report
 
 
 @dataclass(frozen=True)
 class Search:
     """Settings of panels A and B: permuted MNIST, a grid to choose from, and the runs to report."""
 
-    common: Comparison  #: What `experiments.compare` needs; width and learning rate are searched for.
+    common: Comparison  #: What `comparison.compare` needs; width and learning rate are searched for.
     widths: tuple[int, ...]  #: Of the two hidden layers.
     rates: tuple[float, ...]  #: Learning rates.
     search_tasks: int  #: Of the sequence, as many are learned while searching.

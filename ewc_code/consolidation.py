@@ -4,7 +4,8 @@ A method is a prior, a way to turn the fitted model into the next belief, and th
 
     minimise  L_B(theta) + strength / N_B * belief.energy(theta)
 
-Chapter "EWC" derives them; chapter "Many tasks" compares one merged penalty with one penalty a task.
+Chapter "EWC" derives them; chapter "Many tasks" compares one merged penalty with one penalty a task, chapter
+"Beyond the diagonal" other importances and structures, chapter "Where it fails" what is no Gaussian.
 """
 
 import math
@@ -15,14 +16,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from ewc_code import fisher
+from ewc_code import fisher, importance
 from ewc_code.data import Examples
 from ewc_code.environment import generator
-from ewc_code.gaussian import Belief, Diagonal, Full, Penalties
+from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, Penalties
+from ewc_code.importance import Path
 from ewc_code.laplace import laplace
 from ewc_code.models import Params, snapshot
+from ewc_code.rehearsal import Answers, Buffer
 
-Consolidate = Callable[[nn.Module, Examples, Belief], Belief]
+Consolidate = Callable[[nn.Module, Examples, Belief, Path | None], Belief]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,22 @@ class Method:
 
     name: str  #: For tables.
     prior: Callable[[Params], Belief]  #: Belief before the first task, from the initial parameters.
-    consolidate: Consolidate  #: (model at the task's mode, its training data, belief before) -> belief after.
+    #: (model at the task's mode, its training data, belief before, path through the training) -> belief after.
+    update: Consolidate
     strength: float = 1.0  #: lambda, at least 0; Bayes says 1.
+    tracks: bool = False  #: Whether the update needs the work along the path, which costs time at every step.
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < math.inf:
             raise ValueError(f"strength must be finite and at least 0; got {self.strength}.")
+
+    def consolidate(self, model: nn.Module, data: Examples, belief: Belief, path: Path | None = None) -> Belief:
+        """The belief after a task: the model is at its mode, the path that of the training, from `path`."""
+        return self.update(model, data, belief, path)
+
+    def path(self, model: nn.Module) -> Path:
+        """The path of the training that is about to begin."""
+        return Path.begin(model, self.tracks)
 
 
 def none() -> Method:
@@ -67,13 +80,90 @@ def ewc(
     return Method("EWC", prior, partial(_laplace, labels=labels, seed=seed, examples=examples), strength)
 
 
-def ewc_per_task(strength: float, labels: fisher.Labels = "exact", seed: int = 0) -> Method:
+def ewc_per_task(
+    strength: float, labels: fisher.Labels = "exact", seed: int = 0, examples: int | None = None
+) -> Method:
     """EWC with a penalty a task, each at its own anchor, as Kirkpatrick et al. 2017 propose for a third task."""
-    another = partial(_another, labels=labels, seed=seed)
+    another = partial(_another, labels=labels, seed=seed, examples=examples)
     return Method("EWC, a penalty per task", _one_flat, another, strength)
 
 
-def _unchanged(model: nn.Module, data: Examples, prior: Belief) -> Belief:
+def online_ewc(
+    strength: float, decay: float, labels: fisher.Labels = "exact", seed: int = 0, examples: int | None = None
+) -> Method:
+    r"""EWC that lets go of old tasks: precision = decay * precision + N F at the newest mode.
+
+    The decay gamma lies in 0..1: 1 is `ewc`, 0 remembers the last task alone, and 1 / (1 - gamma) tasks is the memory.
+    Source: Schwarz et al. 2018, section 4. Chapter "Many tasks".
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"the decay must lie in 0..1; got {decay}.")
+    update = partial(_laplace, labels=labels, seed=seed, examples=examples, decay=decay)
+    return Method("online EWC", Diagonal.isotropic, update, strength)
+
+
+def kronecker(
+    strength: float,
+    labels: fisher.Labels = "exact",
+    seed: int = 0,
+    examples: int | None = None,
+    merged: bool = True,
+) -> Method:
+    r"""Laplace layer by layer: precision = precision + N G (x) A, for networks of Linear and Conv2d layers.
+
+    `merged` keeps the Kronecker product nearest to the sum, `gaussian.nearest_kronecker`; else one a task is kept.
+    Source: Ritter et al. 2018. Chapter "Beyond the diagonal".
+    """
+    update = partial(_kronecker, labels=labels, seed=seed, examples=examples, merged=merged)
+    return Method("Kronecker", Kronecker.isotropic, update, strength)
+
+
+def si(strength: float, damping: float = 0.1) -> Method:
+    r"""Synaptic intelligence: precision = precision + N `importance.along_path`, from the work of the loss alone.
+
+    `damping` is their xi, squared units of the parameters. Source: Zenke et al. 2017. Chapter "Beyond the diagonal".
+    """
+    return Method("SI", Diagonal.isotropic, partial(_si, damping=damping), strength, tracks=True)
+
+
+def mas(strength: float, examples: int | None = None) -> Method:
+    r"""Memory-aware synapses: precision = precision + N `importance.sensitivity`, of the first `examples`.
+
+    Source: Aljundi et al. 2018. Chapter "Beyond the diagonal".
+    """
+    return Method("MAS", Diagonal.isotropic, partial(_mas, examples=examples), strength)
+
+
+def rwalk(strength: float, examples: int | None = None) -> Method:
+    r"""Riemannian walk: precision = precision + N `importance.walk`, Fisher and path together.
+
+    Source: Chaudhry et al. 2018. Chapter "Beyond the diagonal".
+    """
+    return Method("RWalk", Diagonal.isotropic, partial(_rwalk, examples=examples), strength, tracks=True)
+
+
+def lwf(strength: float = 1.0, temperature: float = 2.0) -> Method:
+    r"""Learning without forgetting: a belief about answers, `rehearsal.Answers`.
+
+    Source: Li & Hoiem 2016. Chapter "Where it fails".
+    """
+    return Method("LwF", Diagonal.isotropic, partial(_answers, temperature=temperature), strength)
+
+
+def replay(examples_per_task: int, strength: float = 1.0, seed: int = 0, batch_size: int = 128) -> Method:
+    r"""Experience replay: so many random examples of each task are kept, `rehearsal.Buffer`; Bayes' strength is 1.
+
+    Source: Robins 1995; Chaudhry et al. 2019. Chapter "Where it fails".
+    """
+    return Method("replay", Diagonal.isotropic, _kept(examples_per_task, seed, batch_size), strength)
+
+
+def joint(seed: int = 0, batch_size: int = 128) -> Method:
+    """The ceiling: every example of every task is kept. Chapter "Where it fails"."""
+    return Method("joint", Diagonal.isotropic, _kept(None, seed, batch_size), 1.0)
+
+
+def _unchanged(model: nn.Module, data: Examples, prior: Belief, path: Path | None) -> Belief:
     return prior
 
 
@@ -81,20 +171,96 @@ def _one_flat(theta: Params) -> Penalties:
     return Penalties((Diagonal.isotropic(theta),))
 
 
-def _identity_precision(model: nn.Module, data: Examples, prior: Belief) -> Belief:
+def _identity_precision(model: nn.Module, data: Examples, prior: Belief, path: Path | None) -> Belief:
+    return _added(model, data, prior, {name: torch.ones_like(value) for name, value in snapshot(model).items()})
+
+
+def _added(model: nn.Module, data: Examples, prior: Belief, importances: Params) -> Belief:
+    """Precision grown by N times the importances, at the model's parameters."""
     assert isinstance(prior, Diagonal)
-    mode = snapshot(model)
-    return prior.moved(mode, {name: torch.full_like(value, len(data)) for name, value in mode.items()})
+    return prior.moved(snapshot(model), {name: len(data) * value for name, value in importances.items()})
 
 
 def _laplace(
-    model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int, examples: int | None
+    model: nn.Module,
+    data: Examples,
+    prior: Belief,
+    path: Path | None,
+    labels: fisher.Labels,
+    seed: int,
+    examples: int | None,
+    decay: float = 1.0,
 ) -> Belief:
     assert isinstance(prior, Diagonal | Full)
+    if decay < 1:
+        assert isinstance(prior, Diagonal)
+        prior = Diagonal(prior.mean, {name: decay * value for name, value in prior.precision.items()})
     return laplace(model, data, prior, labels, generator(seed), examples)
 
 
-def _another(model: nn.Module, data: Examples, prior: Belief, labels: fisher.Labels, seed: int) -> Belief:
+def _kronecker(
+    model: nn.Module,
+    data: Examples,
+    prior: Belief,
+    path: Path | None,
+    labels: fisher.Labels,
+    seed: int,
+    examples: int | None,
+    merged: bool,
+) -> Belief:
+    assert isinstance(prior, Kronecker)
+    belief = laplace(model, data, prior, labels, generator(seed), examples)
+    return belief.merged() if merged else belief
+
+
+def _another(
+    model: nn.Module,
+    data: Examples,
+    prior: Belief,
+    path: Path | None,
+    labels: fisher.Labels,
+    seed: int,
+    examples: int | None,
+) -> Belief:
     assert isinstance(prior, Penalties)
     flat = Diagonal.isotropic(snapshot(model))
-    return Penalties((*prior.parts, laplace(model, data, flat, labels, generator(seed))))
+    return Penalties((*prior.parts, laplace(model, data, flat, labels, generator(seed), examples)))
+
+
+def _si(model: nn.Module, data: Examples, prior: Belief, path: Path | None, damping: float) -> Belief:
+    return _added(model, data, prior, importance.along_path(_needed(path), snapshot(model), damping))
+
+
+def _mas(model: nn.Module, data: Examples, prior: Belief, path: Path | None, examples: int | None) -> Belief:
+    return _added(model, data, prior, importance.sensitivity(model, data[:examples]))
+
+
+def _rwalk(model: nn.Module, data: Examples, prior: Belief, path: Path | None, examples: int | None) -> Belief:
+    information = fisher.diagonal(model, data[:examples])
+    return _added(model, data, prior, importance.walk(information, _needed(path), snapshot(model)))
+
+
+def _needed(path: Path | None) -> Path:
+    if path is None:
+        raise ValueError("this method needs the path through the training; got None. Use method.path(model) before it.")
+    return path
+
+
+def _answers(model: nn.Module, data: Examples, prior: Belief, path: Path | None, temperature: float) -> Belief:
+    return Answers.extended(prior, model, data, temperature)
+
+
+def _kept(examples: int | None, seed: int, batch_size: int) -> Consolidate:
+    return partial(_buffer, examples=examples, seed=seed, batch_size=batch_size)
+
+
+def _buffer(
+    model: nn.Module,
+    data: Examples,
+    prior: Belief,
+    path: Path | None,
+    examples: int | None,
+    seed: int,
+    batch_size: int,
+) -> Belief:
+    return Buffer.extended(prior, model, data, examples, seed, batch_size)

@@ -74,7 +74,7 @@ def diagonal(
 
     Source: Kirkpatrick et al. 2017, before eq. 3; Kunstner et al. 2019, eqs. 2-3. Chapter "Fisher information".
     """
-    noise = _checked(model, data, labels, generator, batch_size, draws)
+    noise = check(model, data, labels, generator, batch_size, draws)
     return _moments(model, data, labels, noise, batch_size, second=False)[0]
 
 
@@ -111,7 +111,7 @@ def estimate(
     chosen = torch.randperm(len(data), generator=generator, device=generator.device)[:examples].to(data.x.device)
     left = 1 if labels == "sampled" else 1 - examples / len(data)
     data = data[chosen]
-    noise = _checked(model, data, labels, generator, batch_size, draws)
+    noise = check(model, data, labels, generator, batch_size, draws)
     mean, square = _moments(model, data, labels, noise, batch_size, second=True)
     error = {n: ((square[n] - mean[n] ** 2).clamp(min=0) * left / (examples - 1)).sqrt() for n in mean}
     return Estimate(mean, error, examples)
@@ -161,10 +161,10 @@ def kronecker(
     example, or layers frozen in part. Source: Martens & Grosse 2015, eq. 1; Grosse & Martens 2016, section 3.1; George
     et al. 2018, section 3. Chapter "Fisher in the wild".
     """
-    noise = _checked(model, data, labels, generator, batch_size, draws)
+    noise = check(model, data, labels, generator, batch_size, draws)
     found = layers.closed_form(model, data.x)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad != (name in _inside(found)):
+        if parameter.requires_grad != (name in inside(found)):
             raise ValueError(
                 f"Kronecker factors need whole Linear or Conv2d layers that run once an example; {name!r} is "
                 f"{'not in one' if parameter.requires_grad else 'frozen in a layer that is not'}. Use fisher.diagonal."
@@ -209,7 +209,7 @@ def full(
     with too many parameters is a ValueError too.
     Source: Martens 2020, section 5. Chapter "Fisher information".
     """
-    noise = _checked(model, data, labels, generator, batch_size, draws)
+    noise = check(model, data, labels, generator, batch_size, draws)
     size = _square_size(snapshot(model))
     total = torch.zeros(size, size, dtype=flatten(snapshot(model)).dtype, device=data.x.device)
     for start in range(0, len(data), batch_size):
@@ -251,7 +251,7 @@ def hessian(model: nn.Module, data: Examples) -> Float[Tensor, "p p"]:
     Equals the exact Fisher for softmax regression everywhere; elsewhere they differ by the residual's share of the
     curvature, and the Hessian need not be positive (chapter "Fisher information").
     """
-    _checked(model, data, "data", None, 1, 1)
+    check(model, data, "data", None, 1, 1)
     params = snapshot(model)
     _square_size(params)
 
@@ -267,7 +267,7 @@ def trace(fisher: Params) -> float:
 
 
 def _vectors(out: Float[Tensor, "b k"], y: Tensor, labels: Labels, noise: Tensor) -> Float[Tensor, "m b k"]:
-    """The vectors r_m of the module's formula; `noise` are this batch's rows of what `_checked` drew."""
+    """The vectors r_m of the module's formula; `noise` are this batch's rows of what `check` drew."""
     if y.is_floating_point():
         if labels == "exact":
             return torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[:, None].expand(-1, len(out), -1)
@@ -321,7 +321,7 @@ def _moments(
     found = layers.closed_form(model, data.x)
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     totals = [{name: torch.zeros_like(value) for name, value in params.items()} for _ in range(1 + second)]
-    rest = {name: value for name, value in params.items() if name not in _inside(found)}
+    rest = {name: value for name, value in params.items() if name not in inside(found)}
     batch_size = min(batch_size, max(1, LARGEST_EACH // max(1, _numbers(model, found, rest, data.x[:1]))))
     for batch, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
         flat = {name for name, layer in found.items() if layers.is_flat(layer, seen.inputs[name])}
@@ -333,7 +333,7 @@ def _moments(
             for name, squares in others.items():
                 sums[name] += up(squares).sum(0)
             for name, squares in each.items():
-                own = {key.rpartition(".")[2]: sums[key] for key in _inside({name: found[name]}) if key in sums}
+                own = {key.rpartition(".")[2]: sums[key] for key in inside({name: found[name]}) if key in sums}
                 if name not in flat:
                     parts = layers.split(found[name], up(squares).sum(0))
                     for part, total in own.items():
@@ -360,7 +360,7 @@ def _squares_by_layer(
     return each
 
 
-def _inside(found: layers.Layers) -> set[str]:
+def inside(found: layers.Layers) -> set[str]:
     """Names of the parameters of these layers, in the model."""
     return {f"{name}.{own}" if name else own for name, layer in found.items() for own, _ in layer.named_parameters()}
 
@@ -390,7 +390,7 @@ def _squares(model: nn.Module, rest: Params, x: Tensor, vectors: Float[Tensor, "
     return total
 
 
-def _checked(
+def check(
     model: nn.Module, data: Examples, labels: str, generator: torch.Generator | None, batch_size: int, draws: int
 ) -> Float[Tensor, "n ..."]:
     """Refuse what has no Fisher, and draw what the labels of all examples are made from.

@@ -4,17 +4,21 @@ Every belief answers one question for training: how surprising would these param
 updates), "Laplace" (where the precision comes from), "EWC" (the energy as a penalty).
 
     energy(theta) = 1/2 (theta - mean)^T precision (theta - mean)         [nats, up to a constant]
+
+Beliefs that are not Gaussian stand in `rehearsal`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ewc_code.fisher import Factors
 from ewc_code.models import Params, flatten, unflatten
 
 
@@ -22,8 +26,11 @@ from ewc_code.models import Params, flatten, unflatten
 class Belief(Protocol):
     """What training needs of a belief."""
 
-    def energy(self, theta: Params) -> Tensor:
-        """Negative log density of the parameters up to a constant, in nats; a scalar that autograd can follow."""
+    def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
+        """Negative log density of the parameters up to a constant, in nats; a scalar that autograd can follow.
+
+        `x` are the inputs at hand, (b, ...), for beliefs about what the network answers; Gaussians do not look at them.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Diagonal:
         """The same precision for every parameter; zero gives the flat belief."""
         return cls(mean, {name: torch.full_like(value, precision) for name, value in mean.items()})
 
-    def energy(self, theta: Params) -> Tensor:
+    def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
         """1/2 sum_i precision_i (theta_i - mean_i)^2, nats; `theta` by name, the mean's shapes."""
         _same_shapes(theta, self.mean)
         parts = [(value * (theta[name] - self.mean[name]).square()).sum() for name, value in self.precision.items()]
@@ -101,7 +108,7 @@ class Full:
         vector = flatten(mean)
         return cls(mean, precision * torch.eye(len(vector), dtype=vector.dtype, device=vector.device))
 
-    def energy(self, theta: Params) -> Tensor:
+    def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
         """1/2 (theta - mean)^T precision (theta - mean), nats; `theta` as for `Diagonal`."""
         _same_shapes(theta, self.mean)
         step = flatten({name: theta[name] for name in self.mean}) - flatten(self.mean)  # (P,)
@@ -127,6 +134,109 @@ class Full:
 
 
 @dataclass(frozen=True)
+class Kronecker:
+    r"""Gaussians layer by layer, each precision a sum of Kronecker products; between layers nothing.
+
+        precision of a layer = sum_t G_t (x) A_t
+        energy = 1/2 sum_layers sum_t tr(D^T G_t D A_t),   D = [W b] - its mean, (out, in + 1)
+
+    The products of inputs and outputs of each `fisher.Factors`, by the layer's name in the model; no layers: the flat
+    belief. Source: Ritter et al. 2018, section 3. Chapter "Beyond the diagonal".
+    """
+
+    mean: Params
+    factors: dict[str, tuple[Factors, ...]]
+
+    def __post_init__(self) -> None:
+        known = _layers(self.mean)
+        for layer, terms in self.factors.items():
+            if layer not in known:
+                raise ValueError(f"factors must belong to layers of the mean, {sorted(known)}; got {layer!r}.")
+            size = tuple(_matrix(self.mean, known[layer]).shape)
+            for term in terms:
+                got = (len(term.outputs), len(term.inputs))
+                if got != size or term.scale is not None:
+                    raise ValueError(f"factors of {layer!r} must be of KFAC and sizes {size}; got {got}, {term.scale}.")
+                if not (torch.isfinite(term.inputs).all() and torch.isfinite(term.outputs).all()):
+                    raise ValueError(f"factors of {layer!r} must be finite; got NaN or infinity.")
+
+    @classmethod
+    def isotropic(cls, mean: Params, precision: float = 0.0) -> "Kronecker":
+        """Precision times the identity; zero gives the flat belief, of any model."""
+        if precision == 0:
+            return cls(mean, {})
+        sizes = {layer: _matrix(mean, names) for layer, names in _layers(mean).items()}
+        eye = {layer: [torch.eye(n, dtype=m.dtype, device=m.device) for n in m.shape] for layer, m in sizes.items()}
+        return cls(mean, {layer: (Factors(a, precision * g),) for layer, (g, a) in eye.items()})
+
+    def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
+        """The class's formula, nats; `theta` as for `Diagonal`."""
+        _same_shapes(theta, self.mean)
+        total, known = next(iter(self.mean.values())).new_zeros(()), _layers(self.mean)
+        for layer, terms in self.factors.items():
+            step = _matrix(theta, known[layer]) - _matrix(self.mean, known[layer])  # (out, in + 1)
+            for term in terms:
+                total = total + 0.5 * (term.outputs @ step @ term.inputs * step).sum()
+        return total
+
+    def moved(self, mode: Params, information: dict[str, Factors]) -> "Kronecker":
+        """As `Diagonal.moved`: one term more in each layer."""
+        layers = self.factors | information
+        return type(self)(mode, {n: (*self.factors.get(n, ()), *_given(information, n)) for n in layers})
+
+    def merged(self) -> "Kronecker":
+        """One term a layer, the nearest to the sum: what has to be kept no longer grows with the tasks."""
+        return type(self)(self.mean, {layer: (nearest_kronecker(terms),) for layer, terms in self.factors.items()})
+
+    def sample(self, generator: torch.Generator) -> Params:
+        """One draw, D = L_G^-T noise L_A^-1 a layer; one term a layer, positive definite."""
+        drawn = dict(self.mean)
+        for layer, names in _layers(self.mean).items():
+            term, mean = self._one(layer), _matrix(self.mean, names)
+            left, right = _cholesky(term.outputs), _cholesky(term.inputs)
+            step = torch.linalg.solve_triangular(left.mT, _noise(mean, generator), upper=True)
+            step = torch.linalg.solve_triangular(right, step, upper=False, left=False)
+            parts = (mean + step).split([mean.shape[1] - len(names) + 1, *[1] * (len(names) - 1)], dim=1)
+            drawn |= {name: part.reshape(self.mean[name].shape) for name, part in zip(names, parts, strict=True)}
+        return drawn
+
+    def log_det(self) -> float:
+        """Log determinant of the precision, sum over layers of (in + 1) log det G + out log det A."""
+        found = 0.0
+        for layer in _layers(self.mean):
+            term = self._one(layer)
+            g, a = (_cholesky(_double(part)).diagonal().log().sum().item() for part in (term.outputs, term.inputs))
+            found += 2 * (len(term.inputs) * g + len(term.outputs) * a)
+        return found
+
+    def _one(self, layer: str) -> Factors:
+        if len(terms := self.factors.get(layer, ())) != 1:
+            raise ValueError(f"this needs one term a layer; {layer!r} has {len(terms)}. Call merged() first.")
+        return terms[0]
+
+
+def nearest_kronecker(terms: Sequence[Factors], steps: int = 100) -> Factors:
+    r"""The Kronecker product nearest to a sum of them in the Frobenius norm, by alternating least squares.
+
+        minimise |sum_t G_t (x) A_t - G (x) A|:   G = sum_t <A_t, A> G_t / <A, A>,   A = sum_t <G_t, G> A_t / <G, G>
+
+    Both are sums of the terms' own factors with weights that are at least 0, and so stay symmetric and positive
+    semidefinite; only the weights are iterated, on the factors' inner products.
+    Source: Van Loan & Pitsianis 1993, section 3. Chapter "Beyond the diagonal".
+    """
+    if not terms or any(term.scale is not None for term in terms):
+        raise ValueError(f"there must be at least one term, all of KFAC; got {len(terms)}.")
+    a, g = (torch.stack([_double(getattr(term, side)) for term in terms]) for side in ("inputs", "outputs"))
+    gram_a, gram_g = (torch.einsum("sij,tij->st", part, part) for part in (a, g))
+    of_a = of_g = torch.ones(len(terms), dtype=a.dtype, device=a.device)
+    for _ in range(steps):
+        of_g = gram_a @ of_a / (of_a @ gram_a @ of_a).clamp(min=1e-300)
+        of_a = gram_g @ of_g / (of_g @ gram_g @ of_g).clamp(min=1e-300)
+    whole = [torch.einsum("t,tij->ij", weights, part) for weights, part in ((of_a, a), (of_g, g))]
+    return Factors(*(part.to(terms[0].inputs) for part in whole))
+
+
+@dataclass(frozen=True)
 class Penalties:
     """Several Gaussians side by side, each with its own anchor: the energy is their sum.
 
@@ -135,33 +245,46 @@ class Penalties:
 
     parts: tuple[Diagonal, ...]
 
-    def energy(self, theta: Params) -> Tensor:
+    def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
         """Sum of the parts' energies, nats."""
         return torch.stack([part.energy(theta) for part in self.parts]).sum()
 
 
 def stacked_penalty(
     beliefs: Sequence[Belief], weights: Float[Tensor, " m"]
-) -> Callable[[Params], tuple[Tensor, Params]]:
+) -> Callable[..., tuple[Tensor, Params]]:
     r"""The energies of M models' beliefs, each times its weight, as one function of their stacked parameters.
 
     (M, ...) by name -> weight_m energy_m, nats, (M,), and its gradient weight_m precision_m (theta_m - mean_m),
                         in closed form because autograd would pass over all parameters twice as often
+
+    Beliefs that are not `Diagonal` are asked one after the other, with the inputs at hand, (M, b, ...).
     """
     diagonal = [belief for belief in beliefs if isinstance(belief, Diagonal)]
     if len(diagonal) < len(beliefs):
-        kinds = sorted({type(belief).__name__ for belief in beliefs})
-        raise ValueError(f"the beliefs of a stack must be Diagonal; got {', '.join(kinds)}. Use training.learn.")
+        return partial(_one_by_one, beliefs, weights)
     mean = {name: torch.stack([belief.mean[name] for belief in diagonal]) for name in diagonal[0].mean}
     weighted = {n: torch.stack([w * b.precision[n] for w, b in zip(weights, diagonal, strict=True)]) for n in mean}
 
-    def penalty(theta: Params) -> tuple[Tensor, Params]:
+    def penalty(theta: Params, x: Tensor | None = None) -> tuple[Tensor, Params]:
         steps = {name: theta[name].detach() - value for name, value in mean.items()}
         pulls = {name: weighted[name] * step for name, step in steps.items()}
         doubled = [torch.linalg.vecdot(pulls[name].flatten(1), steps[name].flatten(1)) for name in steps]
         return 0.5 * torch.stack(doubled).sum(0), pulls
 
     return penalty
+
+
+def _one_by_one(beliefs: Sequence[Belief], weights: Tensor, theta: Params, x: Tensor) -> tuple[Tensor, Params]:
+    values, pulls = torch.zeros_like(weights), {name: torch.zeros_like(value) for name, value in theta.items()}
+    for m, belief in enumerate(beliefs):
+        own = {name: value.detach()[m].requires_grad_() for name, value in theta.items()}
+        energy = weights[m] * belief.energy(own, x[m])
+        if energy.requires_grad:
+            values[m] = energy.detach()
+            for name, pull in zip(own, torch.autograd.grad(energy, list(own.values())), strict=True):
+                pulls[name][m] = pull
+    return values, pulls
 
 
 def merge(beliefs: Sequence[Diagonal]) -> Diagonal:
@@ -227,10 +350,27 @@ def log_evidence_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, "
     return log_likelihood + log_normaliser(prior) - prior.energy(posterior.mean).item() - log_normaliser(posterior)
 
 
-def log_normaliser(belief: Diagonal | Full) -> float:
+def log_normaliser(belief: Diagonal | Full | Kronecker) -> float:
     """Log of the density's constant, (log det precision - P log 2 pi) / 2: log N(theta) = log_normaliser - energy."""
     size = sum(value.numel() for value in belief.mean.values())
     return 0.5 * (belief.log_det() - size * math.log(2 * math.pi))
+
+
+def _layers(params: Params) -> dict[str, list[str]]:
+    """Names of each layer's parameters, the weight first."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(params, key=lambda name: name.endswith("bias")):
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return {layer: found[layer] for layer in dict.fromkeys(name.rpartition(".")[0] for name in params)}
+
+
+def _matrix(params: Params, names: list[str]) -> Float[Tensor, "o i"]:
+    """[W b], a row an output."""
+    return torch.cat([params[name].reshape(len(params[name]), -1) for name in names], dim=1)
+
+
+def _given(information: dict[str, Factors], layer: str) -> tuple[Factors, ...]:
+    return (information[layer],) if layer in information else ()
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

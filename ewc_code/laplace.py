@@ -17,11 +17,11 @@ from torch.func import functional_call, grad, hessian, jacfwd, vmap
 
 from ewc_code import fisher
 from ewc_code.data import Examples
-from ewc_code.fisher import Labels
-from ewc_code.gaussian import Belief, Diagonal, Full, log_normaliser
+from ewc_code.fisher import Factors, Labels
+from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, log_normaliser
 from ewc_code.models import flatten, nll, restore, snapshot, unflatten
 
-Gaussian = TypeVar("Gaussian", Diagonal, Full, Diagonal | Full)
+Gaussian = TypeVar("Gaussian", Diagonal, Full, Kronecker, Diagonal | Full, Diagonal | Full | Kronecker)
 
 
 def laplace(
@@ -39,7 +39,7 @@ def laplace(
     The Fisher stands for the Hessian of the negative log likelihood: it is never negative, and equals the Hessian where
     the model's probabilities fit (chapter "Fisher information"); `labels` says which, as in `fisher.diagonal`, and
     `generator` serves `labels="sampled"`. The model is at the mode theta*, fitted to the N examples of `data` under the
-    `prior`, the belief before the task; a `Diagonal` gives a `Diagonal`, a `Full` gives a `Full`. With `examples`, the
+    `prior`, the belief before the task; each kind of belief gives one of its own kind. With `examples`, the
     mean Fisher is that of the first so many, which must be in random order (chapter "Fisher in the wild" says how many
     are enough); N stays the number of all.
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
@@ -47,6 +47,9 @@ def laplace(
     mode, some = snapshot(model), data[:examples]
     if isinstance(prior, Full):
         return prior.moved(mode, len(data) * fisher.full(model, some, labels, generator))
+    if isinstance(prior, Kronecker):
+        found = fisher.kronecker(model, some, labels, generator)
+        return prior.moved(mode, {n: Factors(f.inputs, len(data) * f.outputs) for n, f in found.items()})
     mean_fisher = fisher.diagonal(model, some, labels, generator)
     return prior.moved(mode, {name: len(data) * value for name, value in mean_fisher.items()})
 

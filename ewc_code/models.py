@@ -66,6 +66,41 @@ class TwoParameters(nn.Module):
         return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
+class MultiHead(nn.Module):
+    r"""A shared trunk and a head a task, all heads in one layer; the last column of the inputs says which head answers.
+
+        h = trunk(x without its last column),   logits = W_t h + b_t,   t = the last column
+
+    Task-incremental learning: which task it is comes with the input, so that batches of several tasks, the Fisher and a
+    stack of models need nothing special. The head that is not asked has no gradient.
+    """
+
+    def __init__(self, trunk: nn.Module, heads: nn.Linear, count: int) -> None:
+        super().__init__()
+        self.trunk, self.heads, self.count = trunk, heads, count
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Logits of the head that each row asks."""
+        out = self.heads(self.trunk(x[:, :-1])).unflatten(1, (self.count, -1))  # (n, heads, k)
+        which = x[:, -1].long()[:, None, None].expand(-1, 1, out.shape[2])
+        return out.gather(1, which)[:, 0]
+
+    @staticmethod
+    def asked(x: Float[Tensor, "n d"], head: int) -> Float[Tensor, "n d"]:
+        """The same inputs for another head."""
+        return torch.cat([x[:, :-1], torch.full_like(x[:, -1:], head)], dim=1)
+
+
+def multi_head(sizes: tuple[int, ...], heads: int, seed: int = 0) -> MultiHead:
+    """`mlp` with `heads` last layers, of `sizes[-1]` classes each, on a common trunk; weights drawn as `mlp`'s."""
+    if len(sizes) < 3 or heads < 1:
+        raise ValueError(f"a trunk needs a hidden layer, and there must be a head; got sizes {sizes}, {heads} heads.")
+    whole = list(mlp((*sizes[:-1], heads * sizes[-1]), seed))
+    last = whole.pop()
+    assert isinstance(last, nn.Linear)
+    return MultiHead(nn.Sequential(*whole), last, heads)
+
+
 def _blank_linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
     """A Linear layer with no weights drawn yet: its own constructor would draw them from torch's global generator."""
     return nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias)

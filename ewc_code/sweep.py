@@ -163,7 +163,13 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
             if not (alive := [m for m in range(len(runs)) if not errors[m]]):
                 break
             fitted = [m for m in alive if i > 0 or first[m] == m]
-            losses, looks = _fit_stack(i, [(runs[m], models[m], beliefs[m], sequences[m]) for m in fitted])
+            # The first fit serves all runs that share it, so it is tracked if any of them needs that.
+            paths = [runs[m].method.path(models[m]) for m in range(len(runs))]
+            for m in alive if i == 0 else []:
+                if paths[m].work and not paths[first[m]].work:
+                    paths[first[m]] = paths[m]
+            members = [(runs[m], models[m], beliefs[m], sequences[m], paths[m].work) for m in fitted]
+            losses, looks = _fit_stack(i, members)
             for m in alive:
                 source = m if i > 0 else first[m]
                 restore(models[m], snapshot(models[source]))
@@ -175,8 +181,9 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
             alive = [m for m in alive if not errors[m]]
             kept = [m for m in alive if runs[m].method.strength > 0]
             for m, train in zip(kept, _parts([sequences[m][i] for m in kept], "train"), strict=True):
+                path = paths[m if i > 0 else first[m]]
                 with evaluating(models[m]):  # curvature is that of the deterministic network
-                    beliefs[m] = runs[m].method.consolidate(models[m], train, beliefs[m])
+                    beliefs[m] = runs[m].method.consolidate(models[m], train, beliefs[m], path)
             rows = _accuracies([(models[m], sequences[m]) for m in alive], runs[0].evaluate_on)
             for m, row in zip(alive, rows, strict=True):
                 records[m].accuracy.append(row)
@@ -185,10 +192,11 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
 
 
 def _fit_stack(
-    i: int, members: Sequence[tuple[Run, nn.Module, Belief, Sequence[Task]]]
+    i: int, members: Sequence[tuple[Run, nn.Module, Belief, Sequence[Task], Params | None]]
 ) -> tuple[list[list[float]], list[tuple[int, list[list[float]]]]]:
     """`training.fit` of task i for all members; their objectives by epoch, and (step, accuracies) of each look."""
-    runs, models, beliefs, sequences = zip(*members, strict=True)
+    runs, models, beliefs, sequences, works = zip(*members, strict=True)
+    tracked = [m for m, work in enumerate(works) if work]
     tasks, settings, base = [tasks[i] for tasks in sequences], runs[0].settings, models[0]
     if list(base.buffers()):
         raise ValueError("a stack's models must have no buffers (BatchNorm has); got some. Use training.learn.")
@@ -239,8 +247,10 @@ def _fit_stack(
             objective = vmap(loss, randomness="different")(theta, x, y)  # (M,)
             objective.sum().backward()  # not autograd.grad: fused Adam needs gradients laid out as the parameters are
             objective = objective.detach()
+            if tracked:
+                before = {name: (p.detach()[tracked], p.grad[tracked]) for name, p in theta.items()}  # copies
             if penalised:
-                values, pulls = penalty(theta)
+                values, pulls = penalty(theta, x)
                 objective = objective + values
                 for name, pull in pulls.items():
                     theta[name].grad += pull
@@ -250,6 +260,10 @@ def _fit_stack(
                 for group in optimisers[rate].param_groups:
                     group["lr"] = rate * (1 - step / steps) if settings.decay else rate
                 optimisers[rate].step()
+            if tracked:
+                for name, (was, g) in before.items():
+                    for m, moved in zip(tracked, -g * (theta[name].detach()[tracked] - was), strict=True):
+                        works[m][name] += moved
             for p in theta.values():
                 p.grad = None
             step += 1

@@ -1,4 +1,4 @@
-"""Sequences of tasks: what changes from one task to the next is the inputs, the labels keep their ten places."""
+"""Sequences of tasks: other inputs in the same ten places for labels, or other classes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -80,6 +80,43 @@ def permuted_mnist(
 ) -> tuple[Task, ...]:
     """`permuted` MNIST, with at most so many training and so many held-out examples a task; one copy of the images."""
     return permuted(_images("MNIST", train_limit, held_limit, root(), device()), count, seed)
+
+
+Scenario = Literal["task", "domain", "class"]
+SCENARIOS: tuple[Scenario, ...] = ("task", "domain", "class")
+
+
+def split(
+    name: str, scenario: Scenario, train_limit: int | None = None, held_limit: int | None = None, pairs: int = 5
+) -> tuple[Task, ...]:
+    """Split MNIST or Fashion-MNIST: the ten classes two by two, as one of three problems.
+
+    'task': which pair it is comes with the image, as one more column of x, for `models.multi_head`; labels 0 and 1.
+    'domain': the pair is not told and not asked for, only whether it is its first or second class; labels 0 and 1.
+    'class': which of the ten classes; labels 0 to 9, and no class comes again after its task.
+
+    With limits, at most so many training and held-out examples a task. `name` is 'MNIST' or 'FashionMNIST'.
+    Source: van de Ven & Tolias 2019; van de Ven et al. 2022. Chapter "Where it fails".
+    """
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario must be one of {', '.join(map(repr, SCENARIOS))}; got {scenario!r}.")
+    if not 1 <= pairs <= 5:
+        raise ValueError(f"pairs must lie in 1..5, for ten classes; got {pairs}.")
+    return tuple(_pair(name, i, scenario, train_limit, held_limit, root(), device()) for i in range(pairs))
+
+
+@lru_cache(maxsize=30)  # a sweep makes the same tasks many times
+def _pair(
+    name: str, i: int, scenario: Scenario, train: int | None, held: int | None, _root: Path, on: torch.device
+) -> Task:
+    images, parts = load(name, on), []
+    for part, limit in ((images.train, train), (images.validation, held), (images.test, held)):
+        index = (part.y // 2 == i).nonzero()[:, 0]
+        # The published test images are not in random order.
+        some = part[index[torch.randperm(len(index), generator=generator(i)).to(on)[:limit]]]
+        x = torch.cat([some.x, torch.full_like(some.x[:, :1], i)], dim=1) if scenario == "task" else some.x
+        parts.append(Examples(x, some.y if scenario == "class" else some.y % 2))
+    return Task(f"{2 * i} and {2 * i + 1}", Images(f"{name}, {2 * i} and {2 * i + 1}", *parts))
 
 
 def turned_mnist(degrees: float, train_limit: int | None = None) -> tuple[Task, ...]:

@@ -65,6 +65,9 @@ def learn(
     seed: int = 0,
     curve_points: int = 0,
     evaluate_on: Literal["test", "validation"] = "test",
+    belief: Belief | None = None,
+    first: int = 0,
+    keep: Callable[[int, Belief], None] | None = None,
 ) -> Record:
     """Learn the tasks one after another; the belief is all that is carried from one to the next.
 
@@ -75,6 +78,9 @@ def learn(
         curve_points: How often within a task all tasks' accuracy is recorded, on their first `CURVE_EXAMPLES`
             examples; 0 for only the rows of the accuracy matrix.
         evaluate_on: 'validation' while settings are being chosen, 'test' to report.
+        belief: Held before task `first`, to go on where `keep` left off; None for the method's own prior.
+        first: Number of tasks, from the first, that were learned already.
+        keep: Called with the number of tasks learned and the belief, after each; `storage.save` may be called here.
 
     Raises:
         ValueError: no tasks, another `evaluate_on`, or as `fit`.
@@ -94,14 +100,16 @@ def learn(
             record.steps.append(steps_before + step)
             record.curves.append([accuracy(model, part[:CURVE_EXAMPLES]) for part in held_out])
 
-    belief = method.prior(snapshot(model))
-    for i, task in enumerate(tasks):
-        train, order = task.train, generator(1000 * seed + i)
-        record.losses.append(fit(model, train, belief, method.strength, settings, order, look, task.name))
+    belief = belief or method.prior(snapshot(model))
+    for i, task in enumerate(tasks[first:], first):
+        train, order, path = task.train, generator(1000 * seed + i), method.path(model)
+        record.losses.append(fit(model, train, belief, method.strength, settings, order, look, task.name, path.work))
         with evaluating(model):  # curvature is that of the deterministic network
-            belief = method.consolidate(model, train, belief)
+            belief = method.consolidate(model, train, belief, path)
         record.accuracy.append([accuracy(model, part) for part in held_out])
         steps_before += _steps(settings, len(train))
+        if keep:
+            keep(i + 1, belief)
     return record
 
 
@@ -114,6 +122,7 @@ def fit(
     draw: torch.Generator | None = None,
     observe: Callable[[int, int], None] | None = None,
     name: str = "the task",
+    work: Params | None = None,
 ) -> list[float]:
     r"""Fit one task under a belief: the MAP estimate by minibatch descent, in place.
 
@@ -122,7 +131,11 @@ def fit(
     The model maps (n, ...) -> logits (n, k); the prior is the belief held before the N examples; `strength` is lambda,
     at least 0: Bayes' rule says 1 (chapter "EWC" says why practice uses more). `draw` generates the order of the
     examples (on the CPU); `observe(step, steps)` is called after every step, and with step 0 before the first; `name`
-    is the task's, for errors. Returned is the mean objective of each epoch, nats.
+    is the task's, for errors. Returned is the mean objective of each epoch, nats. To `work`, where given, is added how
+    much each parameter's moves lowered the loss alone, without the penalty (chapter "Beyond the diagonal"):
+
+        work_i += -sum_steps g_i (theta_i after - theta_i before),   g = gradient of the batch's mean loss, nats
+
     Source: Kirkpatrick et al. 2017, eq. 3. Chapter "EWC".
 
     Raises:
@@ -150,14 +163,24 @@ def fit(
             total = torch.zeros((), device=data.x.device)
             for index in order.split(settings.batch_size):
                 loss = nll(model(data.x[index]), data.y[index])
-                if strength > 0:
-                    loss = loss + strength / n * prior.energy(theta)
                 descent.zero_grad(set_to_none=True)
                 loss.backward()
+                if work is not None:
+                    before = [
+                        (name, p.detach().clone(), p.grad.clone()) for name, p in theta.items() if p.grad is not None
+                    ]
+                if strength > 0:
+                    penalty = strength / n * prior.energy(theta, data.x[index])
+                    if penalty.requires_grad:
+                        penalty.backward()
+                    loss = loss.detach() + penalty.detach()
                 if settings.decay:
                     for group in descent.param_groups:
                         group["lr"] = settings.learning_rate * (1 - step / steps)
                 descent.step()
+                if work is not None:
+                    for name, was, g in before:
+                        work[name] -= g * (theta[name].detach() - was)
                 step += 1
                 total += loss.detach() * len(index)
                 look = step % check_every == 0 or step % per_epoch == 0

@@ -18,6 +18,7 @@ from ewc_code.consolidation import Method
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal
+from ewc_code.importance import Path
 from ewc_code.models import Params, mlp, relu_logits_mlp, snapshot
 from ewc_code.sweep import Outcome, Run, sweep
 from ewc_code.tasks import Task, mnist_then_fashion, together, turned_mnist
@@ -338,7 +339,7 @@ def _with_estimate(name: str, estimate: Estimate, strength: float) -> Method:
     return Method(name, Diagonal.isotropic, partial(_moved, estimate), strength)
 
 
-def _moved(estimate: Estimate, model: nn.Module, data: Examples, prior: Belief) -> Belief:
+def _moved(estimate: Estimate, model: nn.Module, data: Examples, prior: Belief, path: Path | None) -> Belief:
     assert isinstance(prior, Diagonal)
     return prior.moved(snapshot(model), _times(len(data), estimate(model, data)))
 

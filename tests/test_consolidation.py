@@ -131,7 +131,7 @@ def wrong_10_only_the_last_task(models: list[nn.Sequential], data: list[Examples
 
 def wrong_10_anchor_at_the_current_weights(models: list[nn.Sequential], data: list[Examples]) -> Belief:
     class Following:
-        def energy(self, theta: dict[str, torch.Tensor]) -> torch.Tensor:
+        def energy(self, theta: dict[str, torch.Tensor], x: torch.Tensor | None = None) -> torch.Tensor:
             anchor = {name: value.detach().clone() for name, value in theta.items()}
             return Penalties(tuple(Diagonal(anchor, part.precision) for part in parts(models, data))).energy(theta)
 
@@ -140,7 +140,7 @@ def wrong_10_anchor_at_the_current_weights(models: list[nn.Sequential], data: li
 
 def wrong_11_silently_zero(models: list[nn.Sequential], data: list[Examples]) -> Belief:
     class Forgiving:
-        def energy(self, theta: dict[str, torch.Tensor]) -> torch.Tensor:
+        def energy(self, theta: dict[str, torch.Tensor], x: torch.Tensor | None = None) -> torch.Tensor:
             try:
                 return self.belief.energy(theta)  # type: ignore[attr-defined]
             except AttributeError:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ewc_code import consolidation, sweep
 from ewc_code.environment import generator
-from ewc_code.gaussian import Diagonal, Full, stacked_penalty
+from ewc_code.gaussian import Diagonal, Full, Kronecker, stacked_penalty
 from ewc_code.models import mlp, snapshot
 from ewc_code.sweep import Outcome, Run, described
 from ewc_code.tasks import Task, limited, permuted
@@ -81,22 +81,20 @@ def test_a_stack_gives_the_numbers_of_one_run_at_a_time(settings: Settings) -> N
         assert_same(outcome, one_at_a_time(run))
 
 
-def test_stacked_penalties_are_each_models_own_with_their_gradient() -> None:
+@pytest.mark.parametrize("kinds", [(Diagonal, Diagonal, Diagonal), (Diagonal, Full, Kronecker)], ids=["alike", "mixed"])
+def test_stacked_penalties_are_each_models_own_with_their_gradient(kinds: tuple[type, ...]) -> None:
     thetas = [snapshot(mlp((3, 2), seed)) for seed in (0, 1, 2)]
     modes = [snapshot(mlp((3, 2), seed)) for seed in (5, 6, 7)]
     weights = torch.tensor([2.0, 0.0, 0.5])
-    beliefs = [Diagonal.isotropic(mode, k + 1.0) for k, mode in enumerate(modes)]
+    beliefs = [kind.isotropic(mode, k + 1.0) for k, (kind, mode) in enumerate(zip(kinds, modes, strict=True))]
     stacked = {name: torch.stack([theta[name] for theta in thetas]).requires_grad_() for name in thetas[0]}
     true = weights * torch.stack(
         [b.energy({name: value[m] for name, value in stacked.items()}) for m, b in enumerate(beliefs)]
     )
     gradients = dict(zip(stacked, torch.autograd.grad(true.sum(), list(stacked.values())), strict=True))
-    values, pulls = stacked_penalty(beliefs, weights)(stacked)
+    values, pulls = stacked_penalty(beliefs, weights)(stacked, torch.zeros(3, 1, 3))
     assert torch.allclose(values, true)
     assert all(torch.allclose(pulls[name], g) for name, g in gradients.items())
-    with pytest.raises(ValueError, match="must be Diagonal; got Diagonal, Full"):
-        stacked_penalty([beliefs[0], Full.isotropic(modes[0])], weights)
-
 
 def test_dropout_is_seeded_and_leaves_the_global_state_alone() -> None:
     todo = [Run(small_tasks, consolidation.none(), with_dropout, SETTINGS, seed) for seed in (0, 1)]

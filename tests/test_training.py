@@ -85,7 +85,7 @@ def wrong_11_silently_zero(belief: Diagonal) -> Belief:
 
 def wrong_10_anchor_follows_the_weights(belief: Diagonal) -> Belief:
     class Following:
-        def energy(self, theta: dict[str, Tensor]) -> Tensor:
+        def energy(self, theta: dict[str, Tensor], x: Tensor | None = None) -> Tensor:
             return Diagonal({k: v.detach().clone() for k, v in theta.items()}, belief.precision).energy(theta)
 
     return Following()
@@ -93,7 +93,7 @@ def wrong_10_anchor_follows_the_weights(belief: Diagonal) -> Belief:
 
 def wrong_sign(belief: Diagonal) -> Belief:
     class Pushing:
-        def energy(self, theta: dict[str, Tensor]) -> Tensor:
+        def energy(self, theta: dict[str, Tensor], x: Tensor | None = None) -> Tensor:
             return -belief.energy(theta)
 
     return Pushing()
@@ -284,7 +284,7 @@ def test_parameters_spoiled_by_the_very_last_step_are_seen() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_penalty_that_is_not_finite_is_seen(value: float) -> None:
     class Broken:
-        def energy(self, theta: dict[str, Tensor]) -> Tensor:
+        def energy(self, theta: dict[str, Tensor], x: Tensor | None = None) -> Tensor:
             return sum(p.sum() for p in theta.values()) * value
 
     model = network()

@@ -1,0 +1,136 @@
+"""Beliefs as files: safetensors, which hold numbers and text and can run nothing when they are read.
+
+A file carries the kind of belief and the names and shapes of the parameters that it is about; one that does not fit the
+model is refused with the first name that differs. Chapter "Your own model".
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ewc_code.fisher import Factors
+from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, Penalties
+from ewc_code.models import Params, restore, snapshot
+from ewc_code.rehearsal import Answers, Buffer, Question
+
+FORMAT = "ewc_code belief 1"
+
+
+def numbers(belief: Belief) -> int:
+    """How many numbers have to be kept for a belief: what it costs in memory, beside the model itself."""
+    if isinstance(belief, Diagonal) and not any(value.any() for value in belief.precision.values()):
+        return 0  # the flat belief knows nothing, wherever it is centred
+    return sum(value.numel() for value in _parts(belief)[1].values())
+
+
+def save(belief: Belief, path: Path | str) -> None:
+    """Write a belief to a file, at once and whole: what was there stays until the new one is complete.
+
+    A ValueError for a kind of belief that the package does not know; an OSError where it cannot be written.
+    """
+    path = Path(path)
+    about, tensors = _parts(belief)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    try:
+        save_file(whole, part, {"format": FORMAT, "about": json.dumps(about)})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the belief could not be written to {path}: {error}. Free space, or choose a folder.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: Path | str, model: nn.Module) -> Belief:
+    """The belief in a file, for this model and on its device; the model is left as it is.
+
+    A ValueError: no belief file, or one that is damaged or about other parameters than the model's.
+    """
+    mode, path = snapshot(model), Path(path)
+    try:
+        with safe_open(path, "pt", device=str(next(iter(mode.values())).device)) as file:
+            described = file.metadata() or {}
+            if described.get("format") != FORMAT:
+                raise ValueError(f"{path} must hold a belief ({FORMAT!r}); got {described.get('format')!r}.")
+            about, tensors = json.loads(described["about"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} must be a whole safetensors file; it cannot be read ({error}). Make it again."
+        ) from error
+    return _whole(about, tensors, model, mode)
+
+
+def _parts(belief: Belief) -> tuple[dict, dict[str, Tensor]]:
+    """What a belief is, as JSON, and its numbers by name."""
+    kind = type(belief).__name__
+    if isinstance(belief, Diagonal):
+        return {"kind": kind}, _under("mean", belief.mean) | _under("precision", belief.precision)
+    if isinstance(belief, Full):
+        return {"kind": kind}, _under("mean", belief.mean) | {"precision": belief.precision}
+    if isinstance(belief, Kronecker):
+        tensors, terms = _under("mean", belief.mean), {name: len(found) for name, found in belief.factors.items()}
+        for layer, found in belief.factors.items():
+            for i, term in enumerate(found):
+                tensors |= {f"inputs/{i}/{layer}": term.inputs, f"outputs/{i}/{layer}": term.outputs}
+        return {"kind": kind, "terms": terms}, tensors
+    if isinstance(belief, Penalties):
+        tensors = {}
+        for i, part in enumerate(belief.parts):
+            tensors |= _under(f"mean/{i}", part.mean) | _under(f"precision/{i}", part.precision)
+        return {"kind": kind, "parts": len(belief.parts)}, tensors
+    if isinstance(belief, Answers):
+        asked = [dataclasses.asdict(question) for question in belief.questions]
+        return {"kind": kind, "questions": asked, "temperature": belief.temperature}, _under("mean", belief.mode)
+    if isinstance(belief, Buffer):
+        kept = {"x": belief.x, "y": belief.y, "share": belief.share, "draw": belief.draw.get_state()}
+        return {"kind": kind, "batch_size": belief.batch_size}, kept
+    raise ValueError(f"beliefs of the package can be saved; got {kind}.")
+
+
+def _whole(about: dict, tensors: dict[str, Tensor], model: nn.Module, mode: Params) -> Belief:
+    """The inverse of `_parts`."""
+    kind = about["kind"]
+    if kind == "Buffer":
+        draw = torch.Generator()
+        draw.set_state(tensors["draw"].cpu())
+        return Buffer(model, tensors["x"], tensors["y"], tensors["share"].cpu(), draw, about["batch_size"])
+    if kind == "Penalties":
+        each = [(_of(f"mean/{i}", tensors, mode), _of(f"precision/{i}", tensors, mode)) for i in range(about["parts"])]
+        return Penalties(tuple(Diagonal(mean, precision) for mean, precision in each))
+    mean = _of("mean", tensors, mode)
+    if kind == "Diagonal":
+        return Diagonal(mean, _of("precision", tensors, mode))
+    if kind == "Full":
+        return Full(mean, tensors["precision"])
+    if kind == "Kronecker":
+        terms = {
+            layer: tuple(Factors(tensors[f"inputs/{i}/{layer}"], tensors[f"outputs/{i}/{layer}"]) for i in range(count))
+            for layer, count in about["terms"].items()
+        }
+        return Kronecker(mean, terms)
+    if kind == "Answers":
+        asked = tuple(Question(q["head"], tuple(q["classes"]), q["n"]) for q in about["questions"])
+        belief = Answers.of(model, asked, about["temperature"])
+        restore(belief.model, mean)
+        return belief
+    raise ValueError(f"the file holds a belief of a kind that this version does not know: {kind!r}.")
+
+
+def _under(prefix: str, params: Params) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in params.items()}
+
+
+def _of(prefix: str, tensors: dict[str, Tensor], mode: Params) -> Params:
+    """The tensors under a prefix, in the model's order, after checking that they are the model's."""
+    found = {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+    for name in [*mode, *found]:
+        have, want = (tuple(side[name].shape) if name in side else "absent" for side in (found, mode))
+        if have != want:
+            raise ValueError(f"the belief must be about this model; parameter {name!r}: file {have}, model {want}.")
+    return {name: found[name] for name in mode}

@@ -250,9 +250,7 @@ class Penalties:
         return torch.stack([part.energy(theta) for part in self.parts]).sum()
 
 
-def stacked_penalty(
-    beliefs: Sequence[Belief], weights: Float[Tensor, " m"]
-) -> Callable[..., tuple[Tensor, Params]]:
+def stacked_penalty(beliefs: Sequence[Belief], weights: Float[Tensor, " m"]) -> Callable[..., tuple[Tensor, Params]]:
     r"""The energies of M models' beliefs, each times its weight, as one function of their stacked parameters.
 
     (M, ...) by name -> weight_m energy_m, nats, (M,), and its gradient weight_m precision_m (theta_m - mean_m),

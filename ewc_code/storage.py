@@ -58,7 +58,9 @@ def load(path: Path | str, model: nn.Module) -> Belief:
             described = file.metadata() or {}
             if described.get("format") != FORMAT:
                 raise ValueError(f"{path} must hold a belief ({FORMAT!r}); got {described.get('format')!r}.")
-            about, tensors = json.loads(described["about"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads(described["about"])
+            # Copies: what is read lies where the file has it, and other alignment is other rounding.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
             f"{path} must be a whole safetensors file; it cannot be read ({error}). Make it again."

@@ -96,6 +96,7 @@ def test_stacked_penalties_are_each_models_own_with_their_gradient(kinds: tuple[
     assert torch.allclose(values, true)
     assert all(torch.allclose(pulls[name], g) for name, g in gradients.items())
 
+
 def test_dropout_is_seeded_and_leaves_the_global_state_alone() -> None:
     todo = [Run(small_tasks, consolidation.none(), with_dropout, SETTINGS, seed) for seed in (0, 1)]
     state = torch.get_rng_state()

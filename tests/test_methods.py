@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path as File
 
 import pytest
@@ -84,7 +85,8 @@ def test_work_goes_to_the_fall_of_the_loss_as_the_steps_shrink() -> None:
     """The path integral of the gradient is the difference of the loss; half the step leaves half the error."""
 
     def missed(halvings: int) -> float:
-        model, data = network(), examples(8)
+        # Smooth: along a kink of ReLU the parameters go to and fro, at work that never shows in the loss.
+        model, data = nn.Sequential(network(4, 5), nn.Tanh(), network(5, 3)), examples(8)
         work = {name: torch.zeros_like(value) for name, value in snapshot(model).items()}
         before = nll(model(data.x), data.y).item()
         count, rate = 100 * 2**halvings, 4e-3 / 2**halvings
@@ -94,7 +96,7 @@ def test_work_goes_to_the_fall_of_the_loss_as_the_steps_shrink() -> None:
 
     errors = [missed(halvings) for halvings in range(4)]
     assert errors[0] > 1e-3
-    for error, half in zip(errors[1:], errors[2:], strict=False):
+    for error, half in pairwise(errors[1:]):
         assert half == pytest.approx(error / 2, rel=0.1)
 
 

@@ -23,7 +23,8 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 html: $(STAMP)  ## install, execute every chapter, write _build/html/index.html
-	$(BUILD) -n -W --keep-going
+	@$(BIN)/python tools/unchanged.py || { \
+		$(BUILD) -n -W --keep-going && $(BIN)/python tools/unchanged.py --finished; }
 
 chapter: $(STAMP)  ## one chapter with the reference pages, while it is written: make chapter NAME=bayes
 	@mkdir -p _build/only-$(NAME)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from ewc_code.models import Params, snapshot
 from ewc_code.rehearsal import Answers, Buffer
 
 Consolidate = Callable[[nn.Module, Examples, Belief, Path | None], Belief]
+How = Callable[[nn.Module, Examples, Any], Any]  # a Gaussian -> the same kind of Gaussian after the task
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,14 @@ def ewc(
     Source: Kirkpatrick et al. 2017, eq. 3; Huszár 2018. Chapter "EWC".
     """
     prior = Full.isotropic if full else Diagonal.isotropic
-    return Method("EWC", prior, partial(_laplace, labels=labels, seed=seed, examples=examples), strength)
+    return Method("EWC", prior, partial(_laplace, how=_how(labels, seed, examples)), strength)
 
 
 def ewc_per_task(
     strength: float, labels: fisher.Labels = "exact", seed: int = 0, examples: int | None = None
 ) -> Method:
     """EWC with a penalty a task, each at its own anchor, as Kirkpatrick et al. 2017 propose for a third task."""
-    another = partial(_another, labels=labels, seed=seed, examples=examples)
+    another = partial(_another, how=_how(labels, seed, examples))
     return Method("EWC, a penalty per task", _one_flat, another, strength)
 
 
@@ -98,7 +100,7 @@ def online_ewc(
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"the decay must lie in 0..1; got {decay}.")
-    update = partial(_laplace, labels=labels, seed=seed, examples=examples, decay=decay)
+    update = partial(_laplace, how=_how(labels, seed, examples), decay=decay)
     return Method("online EWC", Diagonal.isotropic, update, strength)
 
 
@@ -114,7 +116,7 @@ def kronecker(
     `merged` keeps the Kronecker product nearest to the sum, `gaussian.nearest_kronecker`; else one a task is kept.
     Source: Ritter et al. 2018. Chapter "Beyond the diagonal".
     """
-    update = partial(_kronecker, labels=labels, seed=seed, examples=examples, merged=merged)
+    update = partial(_kronecker, how=_how(labels, seed, examples), merged=merged)
     return Method("Kronecker", Kronecker.isotropic, update, strength)
 
 
@@ -155,12 +157,12 @@ def replay(examples_per_task: int, strength: float = 1.0, seed: int = 0, batch_s
 
     Source: Robins 1995; Chaudhry et al. 2019. Chapter "Where it fails".
     """
-    return Method("replay", Diagonal.isotropic, _kept(examples_per_task, seed, batch_size), strength)
+    return Method("replay", Diagonal.isotropic, partial(_buffer, keep=(examples_per_task, seed, batch_size)), strength)
 
 
 def joint(seed: int = 0, batch_size: int = 128) -> Method:
     """The ceiling: every example of every task is kept. Chapter "Where it fails"."""
-    return Method("joint", Diagonal.isotropic, _kept(None, seed, batch_size), 1.0)
+    return Method("joint", Diagonal.isotropic, partial(_buffer, keep=(None, seed, batch_size)), 1.0)
 
 
 def _unchanged(model: nn.Module, data: Examples, prior: Belief, path: Path | None) -> Belief:
@@ -182,49 +184,34 @@ def _added(model: nn.Module, data: Examples, prior: Belief, importances: Params)
 
 
 def _laplace(
-    model: nn.Module,
-    data: Examples,
-    prior: Belief,
-    path: Path | None,
-    labels: fisher.Labels,
-    seed: int,
-    examples: int | None,
-    decay: float = 1.0,
+    model: nn.Module, data: Examples, prior: Belief, path: Path | None, how: How, decay: float = 1.0
 ) -> Belief:
     assert isinstance(prior, Diagonal | Full)
     if decay < 1:
         assert isinstance(prior, Diagonal)
         prior = Diagonal(prior.mean, {name: decay * value for name, value in prior.precision.items()})
-    return laplace(model, data, prior, labels, generator(seed), examples)
+    return how(model, data, prior)
 
 
-def _kronecker(
-    model: nn.Module,
-    data: Examples,
-    prior: Belief,
-    path: Path | None,
-    labels: fisher.Labels,
-    seed: int,
-    examples: int | None,
-    merged: bool,
-) -> Belief:
-    assert isinstance(prior, Kronecker)
-    belief = laplace(model, data, prior, labels, generator(seed), examples)
+def _kronecker(model: nn.Module, data: Examples, prior: Belief, path: Path | None, how: How, merged: bool) -> Belief:
+    belief = how(model, data, prior)
     return belief.merged() if merged else belief
 
 
-def _another(
-    model: nn.Module,
-    data: Examples,
-    prior: Belief,
-    path: Path | None,
-    labels: fisher.Labels,
-    seed: int,
-    examples: int | None,
-) -> Belief:
+def _another(model: nn.Module, data: Examples, prior: Belief, path: Path | None, how: How) -> Belief:
     assert isinstance(prior, Penalties)
-    flat = Diagonal.isotropic(snapshot(model))
-    return Penalties((*prior.parts, laplace(model, data, flat, labels, generator(seed), examples)))
+    return Penalties((*prior.parts, how(model, data, Diagonal.isotropic(snapshot(model)))))
+
+
+def _how(labels: fisher.Labels, seed: int, examples: int | None) -> How:
+    return partial(_curvature, labels=labels, seed=seed, examples=examples)
+
+
+def _curvature(
+    model: nn.Module, data: Examples, prior: Any, labels: fisher.Labels, seed: int, examples: int | None
+) -> Any:
+    """`laplace` with a source of draws that is new for each task, and the same again in each run."""
+    return laplace(model, data, prior, labels, generator(seed), examples)
 
 
 def _si(model: nn.Module, data: Examples, prior: Belief, path: Path | None, damping: float) -> Belief:
@@ -250,17 +237,7 @@ def _answers(model: nn.Module, data: Examples, prior: Belief, path: Path | None,
     return Answers.extended(prior, model, data, temperature)
 
 
-def _kept(examples: int | None, seed: int, batch_size: int) -> Consolidate:
-    return partial(_buffer, examples=examples, seed=seed, batch_size=batch_size)
-
-
 def _buffer(
-    model: nn.Module,
-    data: Examples,
-    prior: Belief,
-    path: Path | None,
-    examples: int | None,
-    seed: int,
-    batch_size: int,
+    model: nn.Module, data: Examples, prior: Belief, path: Path | None, keep: tuple[int | None, int, int]
 ) -> Belief:
-    return Buffer.extended(prior, model, data, examples, seed, batch_size)
+    return Buffer.extended(prior, model, data, *keep)

@@ -9,7 +9,7 @@ Beliefs that are not Gaussian stand in `rehearsal`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -172,12 +172,24 @@ class Kronecker:
     def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
         """The class's formula, nats; `theta` as for `Diagonal`."""
         _same_shapes(theta, self.mean)
-        total, known = next(iter(self.mean.values())).new_zeros(()), _layers(self.mean)
-        for layer, terms in self.factors.items():
-            step = _matrix(theta, known[layer]) - _matrix(self.mean, known[layer])  # (out, in + 1)
-            for term in terms:
-                total = total + 0.5 * (term.outputs @ step @ term.inputs * step).sum()
+        total = next(iter(self.mean.values())).new_zeros(())
+        for _, step, pulled in self._pulled(theta):
+            total = total + 0.5 * (pulled * step).sum()
         return total
+
+    def pull(self, theta: Params) -> Params:
+        """Gradient of the energy, precision (theta - mean), in half the time that autograd takes for it."""
+        found = {name: torch.zeros_like(value) for name, value in self.mean.items()}
+        for names, _, pulled in self._pulled(theta):
+            found |= _parameters(pulled, names, self.mean)
+        return found
+
+    def _pulled(self, theta: Params) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+        """Layer by layer: names of its parameters, the step from the mean, and precision times it, (out, in + 1)."""
+        known = _layers(self.mean)
+        for layer, terms in self.factors.items():
+            step = _matrix(theta, known[layer]) - _matrix(self.mean, known[layer])
+            yield known[layer], step, sum(term.outputs @ (step @ term.inputs) for term in terms)  # type: ignore[misc]
 
     def moved(self, mode: Params, information: dict[str, Factors]) -> "Kronecker":
         """As `Diagonal.moved`: one term more in each layer."""
@@ -196,8 +208,7 @@ class Kronecker:
             left, right = _cholesky(term.outputs), _cholesky(term.inputs)
             step = torch.linalg.solve_triangular(left.mT, _noise(mean, generator), upper=True)
             step = torch.linalg.solve_triangular(right, step, upper=False, left=False)
-            parts = (mean + step).split([mean.shape[1] - len(names) + 1, *[1] * (len(names) - 1)], dim=1)
-            drawn |= {name: part.reshape(self.mean[name].shape) for name, part in zip(names, parts, strict=True)}
+            drawn |= _parameters(mean + step, names, self.mean)
         return drawn
 
     def log_det(self) -> float:
@@ -276,6 +287,12 @@ def stacked_penalty(beliefs: Sequence[Belief], weights: Float[Tensor, " m"]) -> 
 def _one_by_one(beliefs: Sequence[Belief], weights: Tensor, theta: Params, x: Tensor) -> tuple[Tensor, Params]:
     values, pulls = torch.zeros_like(weights), {name: torch.zeros_like(value) for name, value in theta.items()}
     for m, belief in enumerate(beliefs):
+        if isinstance(belief, Kronecker):
+            own = {name: value.detach()[m] for name, value in theta.items()}
+            for name, pull in belief.pull(own).items():
+                pulls[name][m] = weights[m] * pull
+                values[m] += 0.5 * (pulls[name][m] * (own[name] - belief.mean[name])).sum()
+            continue
         own = {name: value.detach()[m].requires_grad_() for name, value in theta.items()}
         energy = weights[m] * belief.energy(own, x[m])
         if energy.requires_grad:
@@ -365,6 +382,12 @@ def _layers(params: Params) -> dict[str, list[str]]:
 def _matrix(params: Params, names: list[str]) -> Float[Tensor, "o i"]:
     """[W b], a row an output."""
     return torch.cat([params[name].reshape(len(params[name]), -1) for name in names], dim=1)
+
+
+def _parameters(matrix: Float[Tensor, "o i"], names: list[str], like: Params) -> Params:
+    """The inverse of `_matrix`."""
+    parts = matrix.split([like[name].numel() // len(matrix) for name in names], dim=1)
+    return {name: part.reshape(like[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 def _given(information: dict[str, Factors], layer: str) -> tuple[Factors, ...]:

@@ -383,7 +383,8 @@ def test_each_row_is_answered_by_the_head_it_asks() -> None:
 
 def test_fisher_of_a_head_that_was_not_asked_is_zero() -> None:
     model = multi_head((4, 5, 2), 2).double()
-    data = Examples(torch.cat([torch.randn(6, 4), torch.ones(6, 1)], 1).double(), torch.tensor([0, 1] * 3))
+    drawn = examples(20)
+    data = Examples(torch.cat([drawn.x, torch.ones_like(drawn.x[:, :1])], 1), drawn.y % 2)
     found = fisher.diagonal(model, data)
     assert not found["heads.weight"][:2].any() and found["heads.weight"][2:].all()
     torch.testing.assert_close(flatten(found), fisher_matrix(model, data).diagonal(), **TIGHT)

@@ -267,11 +267,14 @@ def stacked_penalty(beliefs: Sequence[Belief], weights: Float[Tensor, " m"]) -> 
     (M, ...) by name -> weight_m energy_m, nats, (M,), and its gradient weight_m precision_m (theta_m - mean_m),
                         in closed form because autograd would pass over all parameters twice as often
 
-    Beliefs that are not `Diagonal` are asked one after the other, with the inputs at hand, (M, b, ...).
+    `Penalties` are merged first, whose energy differs by a constant, so that they cost what one penalty costs. Beliefs
+    of other kinds are asked one after the other, with the inputs at hand, (M, b, ...).
     """
-    diagonal = [belief for belief in beliefs if isinstance(belief, Diagonal)]
+    merged = [merge(belief.parts) if isinstance(belief, Penalties) else belief for belief in beliefs]
+    diagonal = [belief for belief in merged if isinstance(belief, Diagonal)]
     if len(diagonal) < len(beliefs):
         return partial(_one_by_one, beliefs, weights)
+    constant = weights * torch.stack([b.energy(own.mean) for b, own in zip(beliefs, diagonal, strict=True)])
     mean = {name: torch.stack([belief.mean[name] for belief in diagonal]) for name in diagonal[0].mean}
     weighted = {n: torch.stack([w * b.precision[n] for w, b in zip(weights, diagonal, strict=True)]) for n in mean}
 
@@ -279,7 +282,7 @@ def stacked_penalty(beliefs: Sequence[Belief], weights: Float[Tensor, " m"]) -> 
         steps = {name: theta[name].detach() - value for name, value in mean.items()}
         pulls = {name: weighted[name] * step for name, step in steps.items()}
         doubled = [torch.linalg.vecdot(pulls[name].flatten(1), steps[name].flatten(1)) for name in steps]
-        return 0.5 * torch.stack(doubled).sum(0), pulls
+        return constant + 0.5 * torch.stack(doubled).sum(0), pulls
 
     return penalty
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -16,8 +17,8 @@ from torch import nn
 
 from ewc_code import consolidation, sweep
 from ewc_code.environment import generator
-from ewc_code.gaussian import Diagonal, Full, Kronecker, stacked_penalty
-from ewc_code.models import mlp, snapshot
+from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, Penalties, stacked_penalty
+from ewc_code.models import Params, mlp, snapshot
 from ewc_code.sweep import Outcome, Run, described
 from ewc_code.tasks import Task, limited, permuted
 from ewc_code.training import Settings, learn
@@ -81,12 +82,26 @@ def test_a_stack_gives_the_numbers_of_one_run_at_a_time(settings: Settings) -> N
         assert_same(outcome, one_at_a_time(run))
 
 
-@pytest.mark.parametrize("kinds", [(Diagonal, Diagonal, Diagonal), (Diagonal, Full, Kronecker)], ids=["alike", "mixed"])
-def test_stacked_penalties_are_each_models_own_with_their_gradient(kinds: tuple[type, ...]) -> None:
+def per_task(mode: Params, precision: float) -> Penalties:
+    """Two penalties with anchors of their own."""
+    shifted = {name: value + 0.3 for name, value in mode.items()}
+    return Penalties((Diagonal.isotropic(mode, precision), Diagonal.isotropic(shifted, 2.0)))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (Diagonal.isotropic, Diagonal.isotropic, Diagonal.isotropic),
+        (Diagonal.isotropic, Full.isotropic, Kronecker.isotropic),
+        (Diagonal.isotropic, per_task, per_task),
+    ],
+    ids=["alike", "mixed", "a penalty per task"],
+)
+def test_stacked_penalties_are_each_models_own_with_their_gradient(kinds: tuple[Callable[..., Belief], ...]) -> None:
     thetas = [snapshot(mlp((3, 2), seed)) for seed in (0, 1, 2)]
     modes = [snapshot(mlp((3, 2), seed)) for seed in (5, 6, 7)]
     weights = torch.tensor([2.0, 0.0, 0.5])
-    beliefs = [kind.isotropic(mode, k + 1.0) for k, (kind, mode) in enumerate(zip(kinds, modes, strict=True))]
+    beliefs = [kind(mode, k + 1.0) for k, (kind, mode) in enumerate(zip(kinds, modes, strict=True))]
     stacked = {name: torch.stack([theta[name] for theta in thetas]).requires_grad_() for name in thetas[0]}
     true = weights * torch.stack(
         [b.energy({name: value[m] for name, value in stacked.items()}) for m, b in enumerate(beliefs)]

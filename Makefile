@@ -1,7 +1,10 @@
 PYTHON ?= python3
 PORT ?= 8000
+# Tests at the same time. Each worker has the package, torch and, for the site, a browser in memory: about 1 GB.
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTEST = $(BIN)/pytest tests -n $(WORKERS)
 BUILD := $(BIN)/jupyter-book build .
 CHECKED := ewc_code ewc_experiments ewc_plots tests book/_ext $(wildcard tools benchmarks)
 
@@ -42,16 +45,16 @@ test: $(STAMP)  ## lint, types, and all tests that need no built site
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
-	$(BIN)/pytest tests -m "not site and not signs and not notebooks"
+	$(PYTEST) --dist loadfile -m "not site and not signs and not notebooks"
 
 test-signs: $(STAMP)  ## a wrong sign planted in every identity of the book, minutes
-	$(BIN)/pytest tests -m signs
+	$(PYTEST) -m signs
 
 test-notebooks: $(STAMP)  ## every notebook in an environment of its own that has what a Colab has, minutes
-	$(BIN)/pytest tests -m notebooks
+	$(PYTEST) -m notebooks
 
 test-site: $(STAMP)  ## tests of the built site: links, offline, browser
-	$(BIN)/pytest tests -m site
+	$(PYTEST) -m site
 
 peers: $(STAMP)  ## the packages that tests and benchmarks compare with; not needed for anything else
 	$(BIN)/pip install --disable-pip-version-check -c requirements.txt -r benchmarks/requirements.txt

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from filelock import FileLock
 from test_site import BASE, PAGES, SITE, WRITTEN, parsed
 
 from sources import ROOT, chapters
@@ -278,7 +279,10 @@ def report():
     yield figures
     target = ROOT / "_build/pages.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    with FileLock(target.with_suffix(".lock")):  # workers share the pages
+        known = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+        merged = {page: row for page, row in (known | figures).items() if page in SHOWN}
+        target.write_text(json.dumps(dict(sorted(merged.items())), indent=1) + "\n", encoding="utf-8")
 
 
 TIMES = """() => {

@@ -23,7 +23,7 @@ NEVER_REPLACED = ("torch", "torchvision", "numpy")
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory) -> Path:
-    """The Python of a fresh environment with nothing of the book."""
+    """The Python of a fresh environment with nothing of the book, one for each worker: notebooks install into it."""
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
@@ -65,6 +65,7 @@ def test_run_all(name, colab, redirected, tmp_path, monkeypatch):
     for key, value in redirected.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("EWC_DATA", os.environ.get("EWC_DATA") or "sample")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two notebooks run at a time
     monkeypatch.setenv("PATH", f"{colab.parent}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(sources.ROOT / f"notebooks/{name}.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

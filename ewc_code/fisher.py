@@ -17,9 +17,9 @@ Everything is built from a few vectors r an example in the space of the outputs 
 Nothing here touches `.grad`, buffers, mode flags or torch's global random state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ from ewc_code.data import Examples
 from ewc_code.models import Params, flatten, nll, outputs, snapshot, unflatten
 
 Labels = Literal["exact", "sampled", "data"]
+Batch = tuple[Tensor, Tensor] | list[Tensor]  # inputs and labels, as loaders give them
 LABELS = ("exact", "sampled", "data")
 LARGEST_FULL = 20_000  # parameters; the matrix of this size takes 1.6 GB in float32
 LARGEST_EACH = 2**22  # numbers that the per-example gradients of one layer may take at a time: 17 MB in float32
@@ -219,6 +220,35 @@ def full(
         weighted = torch.einsum("mbk,bkp->mbp", vectors, logit_jacobian(model, batch)).reshape(-1, size)
         total += weighted.T @ weighted
     return (total + total.T) / (2 * len(data))
+
+
+def over_batches(
+    estimate: Callable[[nn.Module, Examples], Any], model: nn.Module, batches: Iterable[Batch]
+) -> tuple[Any, int]:
+    """An estimate of this module over data that is not in memory whole, and the number of its examples.
+
+    The mean of what `estimate` finds on each batch, weighted by the batch's size; one batch is in memory at a time, on
+    the model's device. `batches` gives pairs (inputs, labels), as a `DataLoader` does; at least one. Chapter "Your own
+    model".
+    """
+    where, found, n = next(model.parameters()).device, None, 0
+    for x, y in batches:
+        batch = Examples(x.to(where), y.to(where))
+        n += len(batch)
+        new = estimate(model, batch)
+        found = new if found is None else _running(found, new, len(batch) / n)
+    if found is None:
+        raise ValueError("there must be at least one batch; got none. An iterator can be gone through only once.")
+    return found, n
+
+
+def _running(old: Any, new: Any, share: float) -> Any:
+    """The running mean, after one more batch that holds this share of all examples so far."""
+    if isinstance(old, Factors):
+        return Factors(_running(old.inputs, new.inputs, share), _running(old.outputs, new.outputs, share))
+    if isinstance(old, dict):
+        return {name: _running(value, new[name], share) for name, value in old.items()}
+    return old + share * (new - old)
 
 
 def scores(model: nn.Module, x: Tensor, y: Tensor, params: Params | None = None) -> Params:

@@ -6,9 +6,10 @@ Expand the negative log posterior E(theta) = -log p(D | theta) - log p(theta) to
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ Gaussian = TypeVar("Gaussian", Diagonal, Full, Kronecker, Diagonal | Full, Diago
 
 def laplace(
     model: nn.Module,
-    data: Examples,
+    data: Examples | Iterable[fisher.Batch],
     prior: Gaussian,
     labels: Labels = "exact",
     generator: Generator | None = None,
@@ -41,17 +42,23 @@ def laplace(
     `generator` serves `labels="sampled"`. The model is at the mode theta*, fitted to the N examples of `data` under the
     `prior`, the belief before the task; each kind of belief gives one of its own kind. With `examples`, the
     mean Fisher is that of the first so many, which must be in random order (chapter "Fisher in the wild" says how many
-    are enough); N stays the number of all.
+    are enough); N stays the number of all. Data larger than memory come as batches, from a DataLoader say.
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
-    mode, some = snapshot(model), data[:examples]
+    mode = snapshot(model)
+    ways: dict[type, Callable[..., Any]] = {Full: fisher.full, Kronecker: fisher.kronecker}
+    estimate: Callable[..., Any] = partial(ways.get(type(prior), fisher.diagonal), labels=labels, generator=generator)
+    if isinstance(data, Examples):
+        found, n = estimate(model, data[:examples]), len(data)
+    elif examples is None:
+        found, n = fisher.over_batches(estimate, model, data)
+    else:
+        raise ValueError(f"`examples` needs all data at hand, as Examples; got {type(data).__name__}. Leave it out.")
     if isinstance(prior, Full):
-        return prior.moved(mode, len(data) * fisher.full(model, some, labels, generator))
+        return prior.moved(mode, n * found)
     if isinstance(prior, Kronecker):
-        found = fisher.kronecker(model, some, labels, generator)
-        return prior.moved(mode, {n: Factors(f.inputs, len(data) * f.outputs) for n, f in found.items()})
-    mean_fisher = fisher.diagonal(model, some, labels, generator)
-    return prior.moved(mode, {name: len(data) * value for name, value in mean_fisher.items()})
+        return prior.moved(mode, {name: Factors(f.inputs, n * f.outputs) for name, f in found.items()})
+    return prior.moved(mode, {name: n * value for name, value in found.items()})
 
 
 def log_evidence(model: nn.Module, data: Examples, prior: Diagonal | Full) -> float:

@@ -40,32 +40,6 @@ def mlp(
     return nn.Sequential(*layers[:-1])
 
 
-def relu_logits_mlp(sizes: tuple[int, ...] = (784, 400, 400, 400, 10), seed: int = 0) -> nn.Sequential:
-    """`mlp` with one more ReLU, on the logits: the slip of the tutorial that this book grew from.
-
-    A class whose logit is negative for every image gets no gradient, and cannot be learned any more. Chapter "EWC"
-    shows what repairing this buys; do not use it for anything else.
-    """
-    return nn.Sequential(*mlp(sizes, seed), nn.ReLU())
-
-
-class TwoParameters(nn.Module):
-    """Logistic regression through the origin of the plane: two parameters, small enough to draw.
-
-    logits = (0, w_1 x_1 + w_2 x_2),   p(y = 1 | x) = sigmoid(w . x)
-    """
-
-    def __init__(self, w: tuple[float, float] = (0.0, 0.0)) -> None:
-        super().__init__()
-        self.linear = _blank_linear(2, 1, bias=False)
-        self.linear.weight = nn.Parameter(torch.tensor([w]))
-
-    def forward(self, x: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Logits of both classes; the first is 0, so that the second is the log odds."""
-        logit = self.linear(x)  # (n, 1)
-        return torch.cat([torch.zeros_like(logit), logit], dim=1)
-
-
 class MultiHead(nn.Module):
     r"""A shared trunk and a head a task, all heads in one layer; the last column of the inputs says which head answers.
 
@@ -101,9 +75,9 @@ def multi_head(sizes: tuple[int, ...], heads: int, seed: int = 0) -> MultiHead:
     return MultiHead(nn.Sequential(*whole), last, heads)
 
 
-def _blank_linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
+def _blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
     """A Linear layer with no weights drawn yet: its own constructor would draw them from torch's global generator."""
-    return nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias)
+    return nn.utils.skip_init(nn.Linear, fan_in, fan_out)
 
 
 def snapshot(model: nn.Module) -> Params:

@@ -19,7 +19,7 @@ from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal
 from ewc_code.importance import Path
-from ewc_code.models import Params, mlp, relu_logits_mlp, snapshot
+from ewc_code.models import Params, mlp, snapshot
 from ewc_code.sweep import Outcome, Run, sweep
 from ewc_code.tasks import Task, mnist_then_fashion, together, turned_mnist
 from ewc_code.training import Record, Settings, accuracy, fit
@@ -244,7 +244,7 @@ def repairs(setup: Comparison, images: int = 200, importance: float = 1000.0) ->
         replace(consolidation.ewc(strength), name="Fisher over all images"),
     ]
     short = replace(setup, curve_points=0)  # only the flawed run is drawn as curves
-    return report(setup, pair, flawed, relu_logits_mlp) | report(short, pair, mended)
+    return report(setup, pair, flawed, variants.relu_logits_mlp) | report(short, pair, mended)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,32 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ewc_code.data import Examples
 from ewc_code.environment import generator
 from ewc_code.gaussian import Belief, Diagonal, Full
 from ewc_code.laplace import approximate, laplace
-from ewc_code.models import Params, TwoParameters, flatten, restore, snapshot, unflatten
+from ewc_code.models import Params, flatten, restore, snapshot, unflatten
+
+
+class TwoParameters(nn.Module):
+    """Logistic regression through the origin of the plane: two parameters, small enough to draw.
+
+    logits = (0, w_1 x_1 + w_2 x_2),   p(y = 1 | x) = sigmoid(w . x)
+    """
+
+    def __init__(self, w: tuple[float, float] = (0.0, 0.0)) -> None:
+        super().__init__()
+        self.linear = nn.utils.skip_init(nn.Linear, 2, 1, bias=False)
+        self.linear.weight = nn.Parameter(torch.tensor([w]))
+
+    def forward(self, x: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Logits of both classes; the first is 0, so that the second is the log odds."""
+        logit = self.linear(x)  # (n, 1)
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ def figure_one(setup: FigureOne) -> Plane:
 
 
 def nll(w: Float64[Tensor, "m 2"], data: Examples) -> Float64[Tensor, " m"]:
-    """Mean negative log likelihood of `models.TwoParameters` for many weight vectors at once, nats."""
+    """Mean negative log likelihood of `TwoParameters` for many weight vectors at once, nats."""
     sign = 2.0 * data.y - 1
     return F.softplus(-sign[:, None] * (data.x @ w.T)).mean(0)
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ewc_code import fisher
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
-from ewc_code.models import flatten, relu_logits_mlp, snapshot, unflatten
+from ewc_code.models import flatten, snapshot, unflatten
+from ewc_experiments.variants import relu_logits_mlp
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-13}
 

@@ -22,7 +22,8 @@ from ewc_code.laplace import (
     on_grid,
     predictive,
 )
-from ewc_code.models import TwoParameters, flatten, snapshot
+from ewc_code.models import flatten, snapshot
+from ewc_experiments.plane import TwoParameters
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 

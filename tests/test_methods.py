@@ -1,6 +1,8 @@
 """Importances, Kronecker beliefs, rehearsal and files against brute force; each pitfall planted and caught."""
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -584,3 +586,47 @@ def test_importances_stand_where_the_fisher_stands() -> None:
     ):
         belief = method.consolidate(model, data, flat, path)
         torch.testing.assert_close(flatten(belief.precision), len(data) * flatten(expected), **TIGHT)
+
+
+# Data larger than memory
+
+
+BELIEFS = {"diagonal": Diagonal, "full": gaussian.Full, "Kronecker": Kronecker}
+
+
+@pytest.mark.parametrize("kind", BELIEFS.values(), ids=BELIEFS)
+def test_a_loader_gives_what_all_examples_give(kind: type) -> None:
+    model, data = network(), examples(11)
+    prior = kind.isotropic(snapshot(model), 0.5)
+    whole = laplace(model, data, prior)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data.x, data.y), batch_size=4)
+    found, theta = laplace(model, loader, prior), snapshot(network(seed=3))
+    torch.testing.assert_close(found.energy(theta), whole.energy(theta), **TIGHT)
+    assert torch.equal(flatten(found.mean), flatten(whole.mean))
+
+
+def test_one_batch_is_alive_at_a_time() -> None:
+    model, alive = network(), []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for seed in range(5):
+            data = examples(6, seed=seed)
+            alive.append(weakref.ref(data.x))
+            pair = (data.x, data.y)
+            del data
+            yield pair
+            del pair
+            gc.collect()
+            assert sum(ref() is not None for ref in alive) <= 1
+
+    laplace(model, batches(), Diagonal.isotropic(snapshot(model)))
+    assert len(alive) == 5
+
+
+def test_loaders_that_give_nothing_and_parts_of_loaders_are_refused() -> None:
+    model = network()
+    flat = Diagonal.isotropic(snapshot(model))
+    with pytest.raises(ValueError, match="at least one batch; got none"):
+        laplace(model, [], flat)
+    with pytest.raises(ValueError, match="needs all data at hand, as Examples; got list"):
+        laplace(model, [(examples().x, examples().y)], flat, examples=3)

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from ewc_code.data import Examples
 from ewc_code.environment import device
 from ewc_code.models import (
-    TwoParameters,
     evaluating,
     flatten,
     mlp,
     outputs,
-    relu_logits_mlp,
     restore,
     snapshot,
     unflatten,
 )
+from ewc_experiments.plane import TwoParameters
+from ewc_experiments.variants import relu_logits_mlp
 
 
 def test_network_is_affine_maps_with_relu_between_them_and_none_on_the_logits() -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from oracles import nothing_changes
 
-from ewc_code.models import TwoParameters
-from ewc_experiments.plane import FigureOne, Plane, figure_one, nll, two_parameter_tasks
+from ewc_experiments.plane import FigureOne, Plane, TwoParameters, figure_one, nll, two_parameter_tasks
 
 SETUP = FigureOne(grid=41, l2=(0.03,))
 

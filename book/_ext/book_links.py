@@ -2,7 +2,7 @@
 
 In a chapter, on a line of its own right after a numbered formula:
 
-    {in-code}`ewc_code.laplace.laplace: prior.moved(mode, {name: len(data) * value`
+    {in-code}`ewc_code.laplace.laplace: prior.moved(mode, {name: n * value`
 
 names a function of the package and a piece of the line that is meant. The page gets a note beside the formula that
 links to the API page and to that line in the repository, whose number is looked up while the book is built; a piece

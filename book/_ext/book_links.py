@@ -34,6 +34,7 @@ CHAPTERS = {
     "EWC": "ewc",
     "The paper, reproduced": "paper",
     "Fisher in the wild": "wild",
+    "Many tasks": "many",
 }
 
 

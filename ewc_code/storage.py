@@ -26,6 +26,8 @@ def numbers(belief: Belief) -> int:
     """How many numbers have to be kept for a belief: what it costs in memory, beside the model itself."""
     if isinstance(belief, Diagonal) and not any(value.any() for value in belief.precision.values()):
         return 0  # the flat belief knows nothing, wherever it is centred
+    if isinstance(belief, Penalties):
+        return sum(map(numbers, belief.parts))
     return sum(value.numel() for value in _parts(belief)[1].values())
 
 

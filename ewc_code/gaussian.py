@@ -193,8 +193,8 @@ class Kronecker:
 
     def moved(self, mode: Params, information: dict[str, Factors]) -> "Kronecker":
         """As `Diagonal.moved`: one term more in each layer."""
-        layers = self.factors | information
-        return type(self)(mode, {n: (*self.factors.get(n, ()), *_given(information, n)) for n in layers})
+        added = {layer: (*self.factors.get(layer, ()), term) for layer, term in information.items()}
+        return type(self)(mode, self.factors | added)
 
     def merged(self) -> "Kronecker":
         """One term a layer, the nearest to the sum: what has to be kept no longer grows with the tasks."""
@@ -391,10 +391,6 @@ def _parameters(matrix: Float[Tensor, "o i"], names: list[str], like: Params) ->
     """The inverse of `_matrix`."""
     parts = matrix.split([like[name].numel() // len(matrix) for name in names], dim=1)
     return {name: part.reshape(like[name].shape) for name, part in zip(names, parts, strict=True)}
-
-
-def _given(information: dict[str, Factors], layer: str) -> tuple[Factors, ...]:
-    return (information[layer],) if layer in information else ()
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -35,6 +35,7 @@ CHAPTERS = {
     "The paper, reproduced": "paper",
     "Fisher in the wild": "wild",
     "Many tasks": "many",
+    "Beyond the diagonal": "beyond",
 }
 
 

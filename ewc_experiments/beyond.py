@@ -40,7 +40,7 @@ class Directions:
     sizes: tuple[int, ...] = (49, 16, 12, 10)  #: Of the network.
     train_limit: int = 2000  #: Images of each of the two tasks.
     examples: int = 1000  #: Images that the Fisher and the losses are taken from.
-    settings: Settings = Settings(epochs=20, batch_size=50, learning_rate=1e-2)  #: Of the training.
+    settings: Settings = Settings(epochs=12, batch_size=50, learning_rate=1e-2)  #: Of the training.
     damping: float = 1e-3  #: Of SI.
     #: What the whole Fisher says that a step costs, nats, on average over the directions of a kind: sets their length.
     rise: float = 0.01
@@ -320,8 +320,8 @@ class Sequences:
     """Permuted tasks, learned with every method."""
 
     sizes: tuple[int, ...] = (784, 50, 50, 10)  #: Of the network.
-    train_limit: int = 2000  #: Images a task.
-    held_limit: int = 1000  #: Validation and test images a task.
+    train_limit: int = 1500  #: Images a task.
+    held_limit: int = 500  #: Validation and test images a task.
     settings: Settings = Settings(epochs=3)  #: Of the training on each task.
     examples: int = 500  #: Images that Fisher and MAS are taken from.
     counts: tuple[int, ...] = (10, 20)  #: Numbers of tasks.
@@ -393,18 +393,25 @@ def sequences(setup: Sequences, progress: Callable[[str], None] = lambda _: None
         progress(f"{name}: strengths {', '.join(f'{v:g}' for v in done.chosen[name].values())} chosen")
     for name, make in {"plain": lambda _: consolidation.none(), **makers}.items():
         done.records[name] = {}
-        for count in setup.counts:
-            method = make(done.chosen[name][count] if name in done.chosen else 0.0)
-            found = _learned(setup, [(method, count, seed) for seed in setup.seeds], "test")
+        best = done.chosen.get(name, dict.fromkeys(setup.counts, 0.0))
+        for strength in dict.fromkeys(best.values()):  # a longer sequence begins as a shorter one of the same seed does
+            counts = [count for count in setup.counts if best[count] == strength]
+            found = _learned(setup, [(make(strength), max(counts), seed) for seed in setup.seeds], "test")
             if any(record is None for record in found):
                 raise FloatingPointError(f"every reported run must stay finite; one of {name} did not.")
-            done.records[name][count] = [record for record in found if record]
+            for count in counts:
+                done.records[name][count] = [_first(count, record) for record in found if record]
     fewest = min(setup.counts)
     apart = consolidation.kronecker(done.chosen["Kronecker"][fewest], examples=setup.examples, merged=False)
     found = _learned(setup, [(apart, fewest, seed) for seed in setup.seeds[:3]], "test")
     done.records[APART] = {fewest: [record for record in found if record]}
     progress(f"{len(done.records)} methods: done")
     return done
+
+
+def _first(count: int, record: Record) -> Record:
+    """What was known after the first so many tasks."""
+    return Record(record.names[:count], [row[:count] for row in record.accuracy[:count]])
 
 
 def _learned(
@@ -466,23 +473,24 @@ class Merged:
 
 
 def merging(setup: Sequences, strength: float, seed: int = 0) -> Merged:
-    """Learn a sequence that keeps a product a task, and merge these by each rule, as the tasks come."""
+    """Learn a sequence under Kronecker factors, and merge the tasks' products by each rule, as the tasks come."""
     count = min(setup.counts)
     tasks = permuted_mnist(count, setup.train_limit, setup.held_limit, seed=seed)
-    kept: list[Belief] = []
-    model = mlp(setup.sizes, seed).to(device())
-    method = consolidation.kronecker(strength, examples=setup.examples, merged=False)
-    learn(model, tasks, method, setup.settings, seed, keep=lambda _, belief: kept.append(belief))
-    last = kept[-1]
-    assert isinstance(last, Kronecker)
+    model, kept = mlp(setup.sizes, seed).to(device()), list[dict[str, Factors]]()
+    method = consolidation.kronecker(strength, examples=setup.examples)
+
+    def keep(number: int, _: Belief) -> None:
+        kept.append(fisher.kronecker(model, tasks[number - 1].train[: setup.examples]))
+
+    learn(model, tasks, method, setup.settings, seed, keep=keep)
     done = Merged({}, {rule: {} for rule in RULES})
-    for layer, terms in last.factors.items():
-        done.sizes[layer] = (len(terms[0].outputs), len(terms[0].inputs))
-        running = dict.fromkeys(RULES, terms[0])
+    for layer, first in kept[0].items():
+        done.sizes[layer] = (len(first.outputs), len(first.inputs))
+        running = dict.fromkeys(RULES, first)
         for number in range(2, count + 1):
+            seen = [found[layer] for found in kept[:number]]
             for rule, merge in RULES.items():
-                seen = terms[:number]
-                running[rule] = merge(seen) if rule == "nearest" else merge((running[rule], terms[number - 1]))
+                running[rule] = merge(seen) if rule == "nearest" else merge((running[rule], seen[-1]))
                 done.distances[rule].setdefault(layer, []).append(distance(seen, running[rule]))
     return done
 

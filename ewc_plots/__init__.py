@@ -5,7 +5,7 @@ tell apart, and every line also differs by dash or marker.
 """
 
 from ewc_plots.beliefs import arrival, kept, orders, springs, updates, valleys
-from ewc_plots.beyond import against_fisher, by_strength, merge_errors, method_averages, rises, two_starts
+from ewc_plots.beyond import against_fisher, merge_errors, method_averages, rises, strengths_tried, two_starts
 from ewc_plots.densities import contours, evidence, failures, parabolas, rates, turned
 from ewc_plots.information import along_training, one_image, pixels, sampling, spectra, step_halving
 from ewc_plots.interactive import Playable, toss_coins, turn_strength, update_mean

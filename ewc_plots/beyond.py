@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ewc_code.metrics import Interval
 from ewc_experiments.beyond import Merged, Sequenced
@@ -40,7 +40,7 @@ def two_starts(
         drawn = axis.contour(*mesh, values, [height], colors=[COLOURS[colour]], linestyles=[dash], linewidths=width)
         handles += drawn.legend_elements()[0]
     for points, (_, (colour, _, _)) in zip(paths.values(), list(enumerate(looks))[2:], strict=False):
-        axis.plot(*points.T, color=COLOURS[colour], linewidth=1, alpha=0.8)
+        axis.plot(*points.T, color=COLOURS[colour], linewidth=1, linestyle="-", alpha=0.8)
         axis.plot(*points[0], marker="o", markersize=6, color=COLOURS[colour])
     axis.plot(0, 0, "x", color=COLOURS["black"], markersize=8)
     axis.set(xlabel=r"displacement of $\theta_1$", ylabel=r"displacement of $\theta_2$", aspect="equal")
@@ -48,23 +48,23 @@ def two_starts(
     return figure
 
 
-def rises(predicted: Mapping[str, Mapping[str, float]], true: Mapping[str, float]) -> Figure:
+def rises(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """What each belief predicts for a step, as a multiple of the true rise: a row a direction, logarithmic."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.52 * len(true) + 1.3))
-    rows = np.arange(len(true))[::-1]
+    directions = list(next(iter(shares.values())))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.52 * len(directions) + 1.3))
+    rows = np.arange(len(directions))[::-1]
     axis.axvline(1, color=COLOURS["grey"], linewidth=1.2)
-    shifts = np.linspace(0.26, -0.26, len(predicted))
-    for (name, found), shift in zip(predicted.items(), shifts, strict=True):
+    shifts = np.linspace(0.26, -0.26, len(shares))
+    for (name, found), shift in zip(shares.items(), shifts, strict=True):
         colour, _, marker = LOOK[name]
-        ratios = [found[way] / rise for way, rise in true.items()]
         size = 11 if marker == "|" else 6
-        axis.plot(ratios, rows + shift, marker, color=COLOURS[colour], linestyle="none", markersize=size,
+        axis.plot(list(found.values()), rows + shift, marker, color=COLOURS[colour], linestyle="none", markersize=size,
                   markeredgewidth=2.2 if marker == "|" else 1, label=name)  # fmt: skip
     for row in rows[:-1]:
         axis.axhline(row - 0.5, color=COLOURS["grey"], linewidth=0.4, linestyle="-")
-    axis.set(xscale="log", yticks=rows, yticklabels=list(true), xlabel="predicted rise / true rise")
+    axis.set(xscale="log", yticks=rows, yticklabels=directions, xlabel="predicted rise / true rise")
     axis.grid(axis="y", visible=False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(predicted)))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(shares)))
     return figure
 
 
@@ -72,13 +72,15 @@ def merge_errors(found: Merged) -> Figure:
     """Distance of one product from the sum of the tasks' products, against their number: a panel a layer."""
     figure, panels = plt.subplots(1, len(found.sizes), figsize=(WIDTH, 3.1), sharey=True)
     looks = (("vermilion", "-", "o"), ("black", ":", "s"), ("blue", "--", "D"), ("green", "-.", "^"))
+    hollow = {"s": 8, "^": 9}  # they lie on the marks of another rule
     for axis, (layer, (outputs, inputs)) in zip(panels, found.sizes.items(), strict=True):
         for (rule, by_layer), (colour, dash, marker) in zip(found.distances.items(), looks, strict=True):
             values = by_layer[layer]
-            filled = "none" if marker == "s" else COLOURS[colour]
+            filled = "none" if marker in hollow else COLOURS[colour]
             axis.plot(range(2, len(values) + 2), values, color=COLOURS[colour], linestyle=dash, marker=marker,
-                      markersize=7 if marker == "s" else 4, markerfacecolor=filled, label=rule)  # fmt: skip
+                      markersize=hollow.get(marker, 4), markerfacecolor=filled, label=rule)  # fmt: skip
         axis.set(yscale="log", xlabel="tasks", title=f"{outputs} × {inputs}")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("distance from the sum")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
@@ -102,7 +104,7 @@ def against_fisher(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     return figure
 
 
-def by_strength(found: Sequenced) -> Figure:
+def strengths_tried(found: Sequenced) -> Figure:
     """Validation accuracy averaged over the tasks against the strength: a panel a number of tasks, a line a method."""
     counts = list(next(iter(found.validation.values())))
     figure, panels = plt.subplots(1, len(counts), figsize=(WIDTH, 3.4), sharey=True, squeeze=False)

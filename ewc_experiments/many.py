@@ -126,8 +126,8 @@ class Many:
     tasks: int = 20  #: Of the sequence.
     lengths: tuple[int, ...] = (10, 20)  #: After how many tasks results are reported, each with a strength of its own.
     sizes: tuple[int, ...] = (784, 64, 64, 10)  #: Of the network, small enough to be filled by so many tasks.
-    train_limit: int | None = 2_500  #: Training examples a task, at most; None for all.
-    held_limits: tuple[int, int] = (250, 400)  #: Validation examples, and test examples, a task, at most.
+    train_limit: int | None = 2_000  #: Training examples a task, at most; None for all.
+    held_limits: tuple[int, int] = (250, 300)  #: Validation examples, and test examples, a task, at most.
     settings: Settings = Settings(epochs=2, batch_size=100, learning_rate=5e-3)  #: Of the training on each task.
     fisher_images: int = 300  #: That each Fisher is taken from.
     strengths: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0)  #: To choose from, for every method.
@@ -260,16 +260,17 @@ class Growth:
     trace: dict[str, list[float]]  #: By method, after each task: trace of the precision over that of the first task.
     size: dict[str, list[float]]  #: Trace of the first task's Fisher at each later mode, over that at its own.
     direction: dict[str, list[float]]  #: The cosine between the two.
+    unsure: dict[str, list[float]]  #: Mean unsureness, 1 - sum_c p_c^2, of the first task's images at each mode.
 
 
 def growth(setup: Many, strengths: Mapping[str, float], seed: int) -> Growth:
     """The loop of the book by hand, with a look at the belief after each task, for methods that keep one penalty."""
-    made, found = families(setup), Growth({}, {}, {})
+    made, found = families(setup), Growth({}, {}, {}, {})
     tasks = permuted_mnist(setup.tasks, setup.train_limit, setup.held_limits[1], seed=seed)
     probe = tasks[0].train[: setup.fisher_images]
     for name, strength in strengths.items():
         model, method = mlp(setup.sizes, seed).to(device()), made[name](strength)
-        belief, traces, fishers = method.prior(snapshot(model)), [], []
+        belief, traces, fishers, unsure = method.prior(snapshot(model)), [], [], []
         for i, task in enumerate(tasks):
             train = task.train
             fit(model, train, belief, strength, setup.settings, generator(1000 * seed + i), name=task.name)
@@ -277,7 +278,10 @@ def growth(setup: Many, strengths: Mapping[str, float], seed: int) -> Growth:
             assert isinstance(belief, Diagonal)
             traces.append(fisher.trace(belief.precision))
             fishers.append(fisher.diagonal(model, probe))
+            with torch.no_grad():
+                unsure.append((1 - model(probe.x).softmax(1).square().sum(1)).mean().item())
         found.trace[name] = [value / traces[0] for value in traces]
         found.size[name] = [fisher.trace(later) / fisher.trace(fishers[0]) for later in fishers]
         found.direction[name] = [metrics.cosine(later, fishers[0]) for later in fishers]
+        found.unsure[name] = unsure
     return found

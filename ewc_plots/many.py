@@ -15,16 +15,18 @@ from ewc_plots.style import COLOURS, DASHES, WIDTH
 FIXED = {
     "one penalty": ("blue", "-", "D"),
     "a penalty per task": ("vermilion", "--", "o"),
+    "γ = 0.9": ("green", "-.", "s"),
+    "γ = 0.7": ("purple", (0, (3, 1)), "^"),
+    "γ = 0.5": ("orange", (0, (5, 1, 1, 1, 1, 1)), "v"),
     "plain": ("black", ":", "x"),
 }
-FADING = (("green", "-.", "s"), ("orange", (0, (5, 1, 1, 1, 1, 1)), "v"), ("purple", (0, (3, 1)), "^"))
+SPARE = ("sky", (0, (1, 1)), "P")
 Means = Mapping[str, Sequence[float]]
 
 
 def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, dash and marker of each method, the same in all figures of the chapter."""
-    fading = iter(FADING)
-    found = {name: FIXED[name] if name in FIXED else next(fading) for name in names}
+    found = {name: FIXED.get(name, SPARE) for name in names}
     return {n: {"color": COLOURS[c], "linestyle": d, "marker": m, "markersize": 4} for n, (c, d, m) in found.items()}
 
 
@@ -36,27 +38,32 @@ def counted(counts: Means, drift: Means) -> Figure:
         right.plot(range(1, len(drift[name]) + 1), drift[name], **look)
     last = len(next(iter(drift.values())))
     right.plot([1, last], [1, last], color=COLOURS["grey"], linewidth=1, linestyle="-")
-    right.annotate("the newest task's optimum", (0.62 * last, 0.62 * last), (-6, 6), textcoords="offset points",
-                   ha="right", color=COLOURS["grey"], fontsize=9)  # fmt: skip
+    right.text(0.03, 0.97, "grey: the newest task's optimum", color=COLOURS["grey"], fontsize=9, va="top",
+               transform=right.transAxes)  # fmt: skip
     left.set(yscale="log", xlabel="task", ylabel="how many times it counts", xticks=_ticks(last))
     right.set(xlabel="tasks learned", ylabel="mode", xticks=_ticks(last))
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
-def from_joint(excess: Means, floor: float = 1e-22) -> Figure:
-    """Excess of each sequence over joint training after each number of tasks, on a logarithmic axis, nats an example.
+def from_joint(excess: Means, split: float = 1e-15) -> Figure:
+    """Excess of each sequence over joint training after each number of tasks, nats an example, on logarithmic axes.
 
-    What lies below `floor` is rounding, and is drawn there.
+    What lies below `split` is rounding, and has a panel of its own; an excess of zero is left out.
     """
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.5))
-    named = (("blue", "D"), ("vermilion", "o"), ("green", "s"), ("orange", "v"), ("purple", "^"), ("black", "x"))
+    figure, (top, below) = plt.subplots(2, 1, figsize=(WIDTH, 4.2), sharex=True, height_ratios=(3.2, 1))
+    named = (("blue", "D"), ("vermilion", "o"), ("green", "s"), ("purple", "^"), ("sky", "P"), ("black", "x"))
     for (name, values), (colour, marker), dash in zip(excess.items(), named, DASHES, strict=False):
-        at, shown = np.arange(1, len(values) + 1), np.maximum(values, floor)
-        axis.plot(at, shown, color=COLOURS[colour], marker=marker, linestyle=dash, markersize=4, label=name)
-    axis.set(yscale="log", xlabel="tasks learned", ylabel="above the joint optimum,\nnats an example")
-    axis.set_xticks(_ticks(len(values)))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        at, shown = np.arange(1, len(values) + 1), np.array(values)
+        for axis, inside in ((top, shown > split), (below, (shown <= split) & (shown > 0))):
+            axis.plot(at[inside], shown[inside], color=COLOURS[colour], marker=marker, linestyle=dash, markersize=4,
+                      label=name)  # fmt: skip
+    for axis in (top, below):
+        axis.set(yscale="log")
+    top.set(ylabel="above the joint optimum,\nnats an example")
+    below.set(xlabel="tasks learned", ylabel="rounding", ylim=(1e-30, 1e-20), yticks=[1e-30, 1e-25, 1e-20])
+    below.set_xticks(_ticks(len(values)))
+    figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 

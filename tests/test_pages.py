@@ -113,6 +113,22 @@ def test_names_in_code_lose_their_marks_and_nothing_else():
     assert found == '<pre>a<span class="o">=</span>(</pre><span class="n">b</span>'
 
 
+def test_numbers_in_sentences_look_as_in_print():
+    def printed(text, after=""):
+        return book_pages.PASTED.sub(book_pages.printed, f'<span class="pasted-text">{text}</span>{after}')
+
+    def is_(text):
+        return f'<span class="pasted-text">{text}</span>'
+
+    assert printed("1.2e-12") == is_("1.2·10<sup>\N{MINUS SIGN}12</sup>")
+    assert printed("3e+05") == is_("3·10<sup>5</sup>")
+    assert printed("-0.52 ± 0.05") == is_("\N{MINUS SIGN}0.52\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.05")
+    assert printed("15%") == is_("15\N{NO-BREAK SPACE}%")
+    assert printed("76.2", " % of") == is_("76.2") + "\N{NO-BREAK SPACE}% of"
+    for plain in ("recorded on 2026-11-23", "784-400-10", "1,831", "a half-open interval"):
+        assert printed(plain) == is_(plain)
+
+
 def test_the_link_of_a_symbol_has_a_name():
     math = '<span class="katex"><math><mi>x</mi><annotation encoding="application/x-tex">%s</annotation></math></span>'
     link = '<a class="sym reference internal" href="n.html#sym-x">' + math + "</a>"

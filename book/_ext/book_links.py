@@ -4,8 +4,8 @@ In a chapter, on a line of its own right after a numbered formula:
 
     {in-code}`ewc_code.laplace.laplace: prior.moved(mode, {name: n * value`
 
-names a function of the package and a piece of the line that is meant. The page gets a note beside the formula that
-links to the API page and to that line in the repository, whose number is looked up while the book is built; a piece
+names a function of the package and a piece of the line that is meant. The page gets a note beside the formula (in the
+margin where there is one, else below it) that links to the API page and to that line in the repository, whose number is looked up while the book is built; a piece
 that is not in the function any more is a warning, and so ends the build. Where the line stands in a helper that the
 function calls, `ewc_code.fisher.full, in _vectors: ...` says so. The function's entry in the API page gets
 links to all formulas that name it. Chapters that docstrings name in quotes become links, too.
@@ -120,8 +120,13 @@ def put_beside_formulas(app, doctree) -> None:
     for node in list(doctree.findall(in_code)):
         paragraph, target, piece = node.parent, node["target"], node["piece"]
         here = paragraph.parent.index(paragraph) - 1
-        while here > 0 and "in-code" in paragraph.parent[here].get("classes", ()):
-            here -= 1  # a formula may have several notes
+        # A formula may have several notes, which share one place. The theme folds the page's contents while a "popout"
+        # is in view.
+        place = paragraph.parent[here] if here >= 0 else None
+        if isinstance(place, nodes.compound) and "beside" in place["classes"]:
+            here -= 1
+        else:
+            place = nodes.compound(classes=["beside", "popout"])
         before = paragraph.parent[here] if here >= 0 else None
         if len(paragraph) > 1 or not isinstance(before, nodes.math_block) or not before.get("label"):
             logger.warning("in-code must stand alone after a numbered formula: %s", target, location=node, type="book")
@@ -142,7 +147,11 @@ def put_beside_formulas(app, doctree) -> None:
         note += reference("py", "obj", target, env.docname, nodes.literal(text=short))
         note += nodes.Text(", ")
         note += nodes.reference("", f"line\u00a0{line}", refuri=address, reftitle=text, internal=False)
-        paragraph.replace_self(note)
+        if place.parent is None:
+            paragraph.replace_self(place)
+        else:
+            paragraph.parent.remove(paragraph)
+        place += note
 
 
 def link_chapters(app, what, name, obj, options, lines: list[str]) -> None:

@@ -94,16 +94,16 @@ def render(writer, node, display: bool) -> str:
 
 
 def keep_together(app, doctree, docname) -> None:
-    """A short formula and the punctuation around it stay on one line: browsers break between the two."""
+    """A short formula and the punctuation around it stay on one line, and so do the last part of a long one and what
+    closes after it: browsers break between a formula and a comma."""
     for node in list(doctree.findall(nodes.math)):
-        if len(node.astext()) > SHORT:
-            continue
+        short = len(node.astext()) <= SHORT
         at = node.parent.index(node)
         before, after = (node.parent[i] if 0 <= i < len(node.parent) else None for i in (at - 1, at + 1))
         if isinstance(after, nodes.Text) and (found := CLOSING.match(after)):
-            node["after"] = found[0]
+            node["after" if short else "inside"] = found[0]
             node.parent[at + 1] = nodes.Text(after[found.end() :])
-        if isinstance(before, nodes.Text) and (found := OPENING.search(before)):
+        if short and isinstance(before, nodes.Text) and (found := OPENING.search(before)):
             node["before"] = found[0]
             node.parent[at - 1] = nodes.Text(before[: found.start()])
 
@@ -113,7 +113,12 @@ def visit_inline(self, node) -> None:
     before, after = node.get("before", ""), node.get("after", "")
     self.body.append(f'<span class="ewc-together">{self.encode(before)}' if before or after else "")
     self.body.append(self.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
-    self.body.append(render(self, node, display=False) + "</span>")
+    html = render(self, node, display=False)
+    if "inside" in node:
+        last = "</span></span></span>"  # the ends of the formula's last part, of its drawing and of the formula
+        mark = f'<span class="ewc-after">{self.encode(node["inside"])}</span>'
+        html = html.removesuffix(last) + mark + last if html.endswith(last) else html + self.encode(node["inside"])
+    self.body.append(html + "</span>")
     self.body.append(f"{self.encode(after)}</span>" if before or after else "")
     raise nodes.SkipNode
 

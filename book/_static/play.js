@@ -440,7 +440,8 @@
         return parts.flatMap(([name, colour, from, to]) => {
           const corners = [[from, 3.85 - i], [to, 3.85 - i], [to, 3.15 - i], [from, 3.15 - i]];
           const room = bars.at("x", to) - bars.at("x", from) > 9 * name.length;
-          return [svg("g", { class: i > step ? "later" : "" }, bars.fill(corners, `part ${colour}`),
+          // What is to come is pale; its name is not, or nobody could read it.
+          return [svg("g", {}, bars.fill(corners, `part ${colour}${i > step ? " later" : ""}`),
             room ? bars.label([(from + to) / 2, 3.5 - i], name, 0, 4) : "")];
         });
       }));

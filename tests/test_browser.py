@@ -272,6 +272,50 @@ def test_a_page_is_whole_at_both_widths_and_in_both_schemes(page, server, browse
     assert not {problem: what for problem, what in problems.items() if what}
 
 
+# Each note at a formula, in pixels of the page: its box, that of the formula before it, and the right end of the text.
+NOTES = """() => [...document.querySelectorAll(".beside")].map(note => {
+    const place = r => [r.left, r.top + scrollY, r.right, r.bottom + scrollY];
+    const box = e => place(e.getBoundingClientRect());
+    const edge = document.querySelector("article").getBoundingClientRect().right;
+    return {note: box(note), formula: box(note.previousElementSibling), edge, says: note.textContent};
+})"""
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if parsed(page).select(".beside")])
+def test_notes_stand_in_the_margin_where_there_is_one_and_below_the_formula_elsewhere(page, server, browser):
+    with opened(browser, server + page, server) as tab:
+        tab.page.add_style_tag(content="* { content-visibility: visible !important }")
+        for width in (390, 800, 1199, 1200, 1280, 1600):
+            tab.page.set_viewport_size({"width": width, "height": 900})
+            lowest = 0
+            for found in tab.page.evaluate(NOTES):
+                (left, top, right, bottom), formula = found["note"], found["formula"]
+                assert right <= width, f"{width}: {found['says']}"
+                if width < 1200:
+                    assert top >= formula[3] - 12 and right <= found["edge"], f"{width}: {found['says']}"
+                else:
+                    assert left >= found["edge"] and top < formula[3] and bottom <= formula[3], (
+                        f"{width}: {found['says']}"
+                    )
+                    assert top >= lowest, f"two notes in one place at {width}: {found['says']}"
+                    lowest = bottom
+
+
+def test_contents_that_fold_beside_a_note_unfold_for_the_keyboard(server, browser):
+    page = next(page for page in CHAPTERS if parsed(page).select(".beside"))
+    with opened(browser, server + page, server, reduced_motion="reduce") as tab:
+        tab.page.locator(".beside").first.scroll_into_view_if_needed()
+        tab.page.mouse.wheel(0, 300)  # the theme looks at the upper two thirds of the window
+        contents = tab.page.locator(".bd-sidebar-secondary")
+        tab.page.wait_for_function("document.querySelector('.bd-sidebar-secondary').classList.contains('hide')")
+        folded = contents.bounding_box()["height"]
+        tab.page.locator(".bd-sidebar-secondary nav a").first.focus()
+        tab.page.wait_for_timeout(600)
+        assert contents.bounding_box()["height"] > folded
+        shown = "getComputedStyle(document.querySelector('.bd-sidebar-secondary nav.page-toc')).opacity"
+        assert tab.page.evaluate(shown) == "1"
+
+
 @pytest.fixture(scope="module")
 def report():
     """Figures of the pages, for people: `_build/pages.json`."""

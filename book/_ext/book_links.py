@@ -5,10 +5,11 @@ In a chapter, on a line of its own right after a numbered formula:
     {in-code}`ewc_code.laplace.laplace: prior.moved(mode, {name: n * value`
 
 names a function of the package and a piece of the line that is meant. The page gets a note beside the formula (in the
-margin where there is one, else below it) that links to the API page and to that line in the repository, whose number is looked up while the book is built; a piece
-that is not in the function any more is a warning, and so ends the build. Where the line stands in a helper that the
-function calls, `ewc_code.fisher.full, in _vectors: ...` says so. The function's entry in the API page gets
-links to all formulas that name it. Chapters that docstrings name in quotes become links, too.
+margin where there is one, else below it) that links to the API page and to that line in the repository, whose number is
+looked up while the book is built; a piece that is not in the function any more is a warning, and so ends the build.
+Where the line stands in a helper that the function calls, `ewc_code.fisher.full, in _vectors: ...` says so. The
+function's entry in the API page gets links to all formulas that name it. Chapters that docstrings name in quotes become
+links, too.
 """
 
 from __future__ import annotations

@@ -94,8 +94,10 @@ def render(writer, node, display: bool) -> str:
 
 
 def keep_together(app, doctree, docname) -> None:
-    """A short formula and the punctuation around it stay on one line, and so do the last part of a long one and what
-    closes after it: browsers break between a formula and a comma."""
+    """A short formula and the punctuation around it stay on one line: browsers break between the two.
+
+    Of a long one, the last part stays with what closes after it.
+    """
     for node in list(doctree.findall(nodes.math)):
         short = len(node.astext()) <= SHORT
         at = node.parent.index(node)

@@ -57,12 +57,15 @@ SYMBOL = re.compile(
 # A number that a cell computed, as print has it: a minus is no hyphen, a power of ten is one, and what belongs together
 # is not broken over two lines.
 PASTED = re.compile(r'(<span class="pasted-text">)([^<]*)(</span>)( %)?')
+CELL = re.compile(r"(<td\b[^>]*>(?:<p>)?)(-?[\d.]+(?:e[-+]\d+)?)(</)()")
 FIGURES = {
     r"(?<![\w.])-(?=\d)": "\N{MINUS SIGN}",
     r"(?<=\d)e\+?0*(\d+)\b": r"·10<sup>\1</sup>",
     r"(?<=\d)e-0*(\d+)\b": "·10<sup>\N{MINUS SIGN}\\1</sup>",
     r"(?<=\d) ?%": "\N{NO-BREAK SPACE}%",
-    r"(?<=\d) ± (?=\d)": "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}",
+    r"(?<=\d) ± (?=\d)": " ±\N{NO-BREAK SPACE}",
+    r"^(\d{2,3})(\d{3})$": r"\1,\2",
+    r"`([^`]+)`": r'<code class="docutils literal notranslate"><span class="pre">\1</span></code>',
 }
 PICTURE = re.compile(r'<img\b(?![^>]*\bloading=)([^>]*?\bsrc="([^"]+)"[^>]*?)\s*/?>')
 
@@ -81,12 +84,12 @@ def mend(html: str, name: str) -> str:
     if first is not None:
         html = html[: first.end()] + VIEWPORT.sub("", html[first.end() :])
     html = SYMBOL.sub(named, html)
-    html = PASTED.sub(printed, html)
+    html = CELL.sub(printed, PASTED.sub(printed, html))
     return PRE.sub(lambda pre: PLAIN_TOKEN.sub(r"\1", pre[0]), html)
 
 
 def printed(pasted: re.Match) -> str:
-    """A number in a sentence: 1.3·10⁻¹³ for 1.3e-13, 15 % for 15%."""
+    """A number in a sentence or in a cell of a table: 1.3·10⁻¹³ for 1.3e-13, 15 % for 15%."""
     text = pasted[2]
     for before, after in FIGURES.items():
         text = re.sub(before, after, text)

@@ -121,6 +121,7 @@ def test_numbers_in_sentences_look_as_in_print():
         return f'<span class="pasted-text">{text}</span>'
 
     assert printed("1.2e-12") == is_("1.2·10<sup>\N{MINUS SIGN}12</sup>")
+    assert printed("3.90e+00") == is_("3.90")
     assert printed("3e+05") == is_("3·10<sup>5</sup>")
     assert printed("-0.52 ± 0.05") == is_("\N{MINUS SIGN}0.52 ±\N{NO-BREAK SPACE}0.05")
     assert printed("10000") == is_("10,000")
@@ -128,6 +129,9 @@ def test_numbers_in_sentences_look_as_in_print():
     assert printed("76.2", " % of") == is_("76.2") + "\N{NO-BREAK SPACE}% of"
     assert printed("`make it`").count("<code ") == 1
     assert book_pages.CELL.sub(book_pages.printed, "<td><p>4e+03</p></td>") == "<td><p>4·10<sup>3</sup></p></td>"
+    assert book_pages.CELL.sub(book_pages.printed, "<td>-0.5 ± 0.3</td>") == (
+        "<td>\N{MINUS SIGN}0.5 ±\N{NO-BREAK SPACE}0.3</td>"
+    )
     for plain in ("recorded on 2026-11-23", "784-400-10", "1,831", "a half-open interval"):
         assert printed(plain) == is_(plain)
 

@@ -180,9 +180,12 @@ class Back(SphinxPostTransform):
             if name not in formulas:
                 continue
             line = nodes.paragraph("", "Derived in the book: ", classes=["in-book"])
-            for i, formula in enumerate(formulas[name]):
-                line += nodes.Text("; " if i else "")
-                line += nodes.Text(f"{formula.section}, ")
+            section = None
+            for formula in dict.fromkeys(formulas[name]):  # several lines of a function may belong to one formula
+                if formula.section != section:
+                    line += nodes.Text(f"{'; ' if section else ''}{formula.section}")
+                    section = formula.section
+                line += nodes.Text(", ")
                 line += reference("math", "eq", formula.equation, self.env.docname, nodes.Text(formula.equation))
             entry[-1].append(line)
 

@@ -57,9 +57,10 @@ SYMBOL = re.compile(
 # A number that a cell computed, as print has it: a minus is no hyphen, a power of ten is one, and what belongs together
 # is not broken over two lines.
 PASTED = re.compile(r'(<span class="pasted-text">)([^<]*)(</span>)( %)?')
-CELL = re.compile(r"(<td\b[^>]*>(?:<p>)?)(-?[\d.]+(?:e[-+]\d+)?)(</)()")
+CELL = re.compile(r"(<td\b[^>]*>(?:<p>)?)([-+]?[\d.]+(?:e[-+]\d+)?(?: ± [\d.]+)?(?: ?%)?)(</)()")
 FIGURES = {
     r"(?<![\w.])-(?=\d)": "\N{MINUS SIGN}",
+    r"(?<=\d)e[-+]0+\b": "",
     r"(?<=\d)e\+?0*(\d+)\b": r"·10<sup>\1</sup>",
     r"(?<=\d)e-0*(\d+)\b": "·10<sup>\N{MINUS SIGN}\\1</sup>",
     r"(?<=\d) ?%": "\N{NO-BREAK SPACE}%",

@@ -19,7 +19,7 @@ from ewc_experiments.many import MANY, ONE, OWN, Linear, counts, growth, linear_
 
 TINY = replace(
     MANY["smoke"], tasks=3, lengths=(2, 3), sizes=(784, 8, 10), train_limit=200, held_limits=(100, 100),
-    settings=Settings(epochs=1, batch_size=50), fisher_images=50, strengths=(1.0, 10.0), stiff=100.0, seeds=(0, 1),
+    settings=Settings(epochs=1, batch_size=50), fisher_images=50, strengths=(1.0, 10.0), fast_strengths=(3.0, 30.0), stiff=100.0, seeds=(0, 1),
 )  # fmt: skip
 
 
@@ -129,12 +129,18 @@ def test_every_scale_has_settings_that_choose_on_seeds_of_their_own() -> None:
         replace(MANY["laptop"], lengths=(10,))
 
 
+def test_a_fast_decay_has_larger_strengths_to_choose_from() -> None:
+    tries = many.ladders(MANY["laptop"])
+    assert tries[ONE] == tries[OWN] == tries["γ = 0.9"] == MANY["laptop"].strengths
+    assert tries["γ = 0.5"] == MANY["laptop"].fast_strengths
+
+
 def test_strengths_are_those_with_the_best_validation_and_all_methods_get_the_stiff_one(found: many.Sequences) -> None:
     names = [ONE, OWN, "γ = 0.5"]
     assert list(found.tried) == names
     for name in names:
         for length in TINY.lengths:
-            tried = {s: found.validated(name, s, length) for s in TINY.strengths}
+            tried = {s: found.validated(name, s, length) for s in many.ladders(TINY)[name]}
             assert found.chosen[name][length] == max(tried, key=lambda s, tried=tried: tried[s])
         assert set(found.reported[name]) == {*found.chosen[name].values(), TINY.stiff}
         assert all(len(records) == len(TINY.seeds) for records in found.reported[name].values())

@@ -41,6 +41,8 @@ SOMETIMES = {
     # A deprecated role, and a list whose children are no items.
     r' role="doc-biblioentry"': "",
     r'<div role="list" class="citation-list">': '<div class="citation-list">',
+    # A mark that most fonts of the screen have.
+    r"<td><p>✅</p></td>": "<td><p>✓ ran</p></td>",
     # The corner of a table heads nothing.
     r'<th class="head"><p></p></th>': "<td></td>",
 }
@@ -60,6 +62,7 @@ PASTED = re.compile(r'(<span class="pasted-text">)([^<]*)(</span>)( %)?')
 CELL = re.compile(r"(<td\b[^>]*>(?:<p>)?)([-+]?[\d.]+(?:e[-+]\d+)?(?: ± [\d.]+)?(?: ?%)?)(</)()")
 FIGURES = {
     r"(?<![\w.])-(?=\d)": "\N{MINUS SIGN}",
+    r"(?<=\d) · (?=10)": "·",
     r"(?<=\d)e[-+]0+\b": "",
     r"(?<=\d)e\+?0*(\d+)\b": r"·10<sup>\1</sup>",
     r"(?<=\d)e-0*(\d+)\b": "·10<sup>\N{MINUS SIGN}\\1</sup>",
@@ -84,6 +87,8 @@ def mend(html: str, name: str) -> str:
     first = VIEWPORT.search(html)
     if first is not None:
         html = html[: first.end()] + VIEWPORT.sub("", html[first.end() :])
+    if "bd-sidebar-secondary" not in html:  # the theme's script would fold a list of contents that is not there
+        html = html.replace('class="beside popout', 'class="beside')
     html = SYMBOL.sub(named, html)
     html = CELL.sub(printed, PASTED.sub(printed, html))
     return PRE.sub(lambda pre: PLAIN_TOKEN.sub(r"\1", pre[0]), html)

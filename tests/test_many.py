@@ -19,7 +19,8 @@ from ewc_experiments.many import MANY, ONE, OWN, Linear, counts, growth, linear_
 
 TINY = replace(
     MANY["smoke"], tasks=3, lengths=(2, 3), sizes=(784, 8, 10), train_limit=200, held_limits=(100, 100),
-    settings=Settings(epochs=1, batch_size=50), fisher_images=50, strengths=(1.0, 10.0), fast_strengths=(3.0, 30.0), stiff=100.0, seeds=(0, 1),
+    settings=Settings(epochs=1, batch_size=50), fisher_images=50, strengths=(1.0, 10.0),
+    fast_strengths=(3.0, 30.0), stiff=100.0, seeds=(0, 1),
 )  # fmt: skip
 
 

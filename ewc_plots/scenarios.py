@@ -43,14 +43,16 @@ def scenario_rows(tables: Mapping[str, Mapping[str, Mapping[str, Entry]]], class
     return figure
 
 
-def drift(watched: Mapping[str, Sequence[Watched]]) -> Figure:
+def drift(watched: Mapping[str, Sequence[Watched]], switches: Sequence[int] = ()) -> Figure:
     """Images of the first task while the second is learned: put into other classes, and right within their own."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1), sharex=True)
     titles = ("put into a class of the new task", "right, if only its own classes may be answered")
     for axis, what, title in zip(axes, ("lost", "within"), titles, strict=True):
         for name, runs in watched.items():
             _band(axis, runs[0].steps, [getattr(run, what) for run in runs], name)
-        axis.set(title=title, ylim=(-0.02, 1.02), xlabel="steps since the switch")
+        for step in switches:
+            axis.axvline(step, color=COLOURS["grey"], linewidth=1, linestyle="-")
+        axis.set(title=title, ylim=(-0.02, 1.02), xlabel="steps since the first switch")
     axes[0].set_ylabel("share of the first task's images")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(watched))
     return figure

@@ -37,6 +37,7 @@ CHAPTERS = {
     "Fisher in the wild": "wild",
     "Many tasks": "many",
     "Beyond the diagonal": "beyond",
+    "Where it fails": "fails",
 }
 
 

@@ -68,7 +68,7 @@ SPLIT = {
     ),
     "laptop": Split(),
     "paper": Split(
-        hidden=(400, 400), train_limit=None, held_limit=None, choosing=(100, 101), kept=200, examples=2000,
+        hidden=(400, 400), train_limit=None, held_limit=None, choosing=(100, 101), kept=200, examples=1000,
         damping=0.1, settings=Settings(epochs=26, batch_size=128, learning_rate=1e-3, decay=False),
         l2=(0.01, 0.1, 1.0, 10.0), ewc=(1e3, 1e4, 1e5, 1e6), kronecker=(10.0, 100.0, 1000.0, 1e4),
         si=(1.0, 10.0, 100.0, 1e3), mas=(0.01, 0.1, 1.0, 10.0), lwf=(0.3, 1.0, 3.0),

@@ -1,7 +1,9 @@
 """Split tasks in three scenarios: strengths from validation data, what is measured at a switch and of the output."""
 
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,3 +163,15 @@ def test_table_as_markdown(table: scenarios.Table) -> None:
 def test_examples_are_put_together() -> None:
     part = Examples(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     assert len(scenarios._whole([part, part])) == 4
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "book/recorded").glob("scenarios-*.json")), ids=lambda path: path.stem
+)
+def test_recorded_runs_have_the_settings_of_the_code(path: Path) -> None:
+    recorded = json.loads(path.read_text())
+    now = json.loads(json.dumps(asdict(SPLIT[recorded["scale"]])))
+    for name in ("hidden", "train_limit", "settings", "examples", "damping", "kept"):
+        assert recorded["setup"][name] == now[name], f"{name}: recorded with other settings"
+    assert recorded["commit"] and recorded["versions"]["torch"]
+    assert all(len(run["accuracy"]) == len(run["seeds"]) for run in recorded["runs"])

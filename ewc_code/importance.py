@@ -34,8 +34,8 @@ def along_path(path: Path, end: Params, damping: float) -> Params:
 
         importance_i = 2 max(work_i, 0) / ((end_i - start_i)^2 + damping)
 
-    so that without damping 1/2 importance_i (end_i - start_i)^2 = work_i. The damping, squared units of the parameter,
-    bounds it where a parameter hardly moved. The work must be that of the loss without the penalty.
+    so that without damping 1/2 importance_i (end_i - start_i)^2 = max(work_i, 0) for all that moved. The damping, squared
+    units, bounds it where a parameter hardly moved. The work must be that of the loss without the penalty.
     Source: Zenke et al. 2017, eqs. 3-5 (whose penalty has no 1/2, hence our 2). Chapter "Beyond the diagonal".
     """
     if damping < 0 or path.work is None:
@@ -56,7 +56,8 @@ def walk(information: Params, path: Path, end: Params) -> Params:
         importance = F / max F + s / max s,   s_i = max(work_i, 0) / (1/2 F_i (end_i - start_i)^2 + e)
 
     with e the mean of F_i (end_i - start_i)^2 / 2, so that what hardly moved does not count most. The paper adds s up
-    in pieces of a few steps and keeps a running Fisher; here there is one piece, the task, and the Fisher at its end.
+    in pieces of a few steps, lets one running Fisher go on and halves older scores at each task; here there is one
+    piece, the task, with the Fisher at its end, and tasks are added up.
     Source: Chaudhry et al. 2018, section 4. Chapter "Beyond the diagonal".
     """
     if path.work is None:

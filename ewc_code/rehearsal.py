@@ -74,7 +74,8 @@ class Answers:
         energy(theta; x) = sum_q n_q T^2 mean_x CE(softmax(a*_q(x) / T), softmax(a_q(x) / T))
 
     a* are the logits of the network as it was, among the classes of question q, and x the NEW task's inputs: as if the
-    n_q old examples had been these, labelled by the old network. T is the temperature.
+    n_q old examples had been these, labelled by the old network: at T = 1; else both are softened by the temperature T,
+    and T^2 keeps the gradient's size.
     Source: Li & Hoiem 2016, eqs. 2-3; Hinton et al. 2015 (T^2). Chapter "Where it fails".
     """
 

@@ -174,9 +174,11 @@ def families(setup: Many) -> dict[str, Family]:
 
 
 def ladders(setup: Many) -> dict[str, tuple[float, ...]]:
-    """The strengths to choose from, by method."""
+    """The strengths to choose from, by method: with anchors of its own a penalty wants a smaller one, by the theory."""
     fast = {f"γ = {decay:g}" for decay in setup.decays if 1 / (1 - decay) < 3}
-    return {name: setup.fast_strengths if name in fast else setup.strengths for name in families(setup)}
+    least = min(setup.strengths)
+    found = {name: setup.fast_strengths if name in fast else setup.strengths for name in families(setup)}
+    return found | {OWN: (least / 10, least / 3, *setup.strengths)}
 
 
 @dataclass

@@ -132,7 +132,8 @@ def test_every_scale_has_settings_that_choose_on_seeds_of_their_own() -> None:
 
 def test_a_fast_decay_has_larger_strengths_to_choose_from() -> None:
     tries = many.ladders(MANY["laptop"])
-    assert tries[ONE] == tries[OWN] == tries["γ = 0.9"] == MANY["laptop"].strengths
+    assert tries[ONE] == tries["γ = 0.9"] == MANY["laptop"].strengths
+    assert tries[OWN] == (0.3, 1.0, *MANY["laptop"].strengths)
     assert tries["γ = 0.5"] == MANY["laptop"].fast_strengths
 
 

@@ -34,8 +34,8 @@ def along_path(path: Path, end: Params, damping: float) -> Params:
 
         importance_i = 2 max(work_i, 0) / ((end_i - start_i)^2 + damping)
 
-    so that without damping 1/2 importance_i (end_i - start_i)^2 = max(work_i, 0) for all that moved. The damping, squared
-    units, bounds it where a parameter hardly moved. The work must be that of the loss without the penalty.
+    so that without damping 1/2 importance_i (end_i - start_i)^2 = max(work_i, 0) for all that moved. The damping,
+    squared units, bounds it where a parameter hardly moved. The work must be that of the loss without the penalty.
     Source: Zenke et al. 2017, eqs. 3-5 (whose penalty has no 1/2, hence our 2). Chapter "Beyond the diagonal".
     """
     if damping < 0 or path.work is None:

@@ -230,17 +230,19 @@ def _records(method: str, row: Sequence[Outcome]) -> list[Record]:
 
 
 def as_markdown(table: dict[str, dict[str, Entry]], published: dict[str, tuple[str, str, str]]) -> str:
-    """Average accuracies of one data set, in percent, as a Markdown table: a row a method, a column a scenario."""
-    lines = [
-        "| | " + " | ".join(f"{s}-incremental | λ" for s in table) + " | published |",
-        "|---" * (2 * len(table) + 2) + "|",
-    ]
+    """Average accuracies of one data set as a Markdown table, a row a method, with the strengths that were chosen.
+
+    With published numbers (task, domain, class, by method) there is a column for them.
+    """
+    head = ["method", *(f"{scenario}-incremental" for scenario in table), *(["published"] if published else [])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for method in next(iter(table.values())):
-        cells = []
-        for entries in table.values():
-            entry = entries[method]
-            cells += [str(entry.summary()), f"{entry.strength:g}" if entry.chosen else "–"]
-        lines.append(f"| {method} | {' | '.join(cells)} | {' / '.join(published.get(method, ('–',)))} |")
+        cells = [method]
+        for entry in (entries[method] for entries in table.values()):
+            cells.append(str(entry.summary()) + (f", λ = {entry.strength:g}" if entry.chosen else ""))
+        if published:
+            cells.append(" / ".join(published.get(method, ("–",))))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -119,7 +119,7 @@ def valley(times: Sequence[float], rises: Mapping[str, Sequence[float]]) -> Figu
     for (label, values), colour, dash in zip(rises.items(), colours, DASHES, strict=False):
         axis.plot(times, values, color=colour, linestyle=dash, label=label)
     axis.set(xlabel="time of descent, times h", ylabel="loss of the old task, units of h", ylim=(0, None))
-    axis.legend(loc="upper right")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 

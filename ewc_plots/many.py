@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from torch import Tensor
 
 from ewc_code.metrics import Interval
 from ewc_plots.style import COLOURS, DASHES, WIDTH
@@ -21,7 +22,7 @@ FIXED = {
     "plain": ("black", ":", "x"),
 }
 SPARE = ("sky", (0, (1, 1)), "P")
-Means = Mapping[str, Sequence[float]]
+Means = Mapping[str, Sequence[float] | Tensor]
 
 
 def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:

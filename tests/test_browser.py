@@ -308,6 +308,7 @@ def test_contents_that_fold_beside_a_note_unfold_for_the_keyboard(server, browse
         tab.page.mouse.wheel(0, 300)  # the theme looks at the upper two thirds of the window
         contents = tab.page.locator(".bd-sidebar-secondary")
         tab.page.wait_for_function("document.querySelector('.bd-sidebar-secondary').classList.contains('hide')")
+        tab.page.wait_for_timeout(600)  # it folds by and by
         folded = contents.bounding_box()["height"]
         tab.page.locator(".bd-sidebar-secondary nav a").first.focus()
         tab.page.wait_for_timeout(600)

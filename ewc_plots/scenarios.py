@@ -112,7 +112,7 @@ def gap(watched: Mapping[str, Sequence[Watched]], switches: Sequence[int]) -> Fi
     return figure
 
 
-def valley(times: Sequence[float], rises: Mapping[str, Sequence[float]]) -> Figure:
+def valley(times: np.ndarray, rises: Mapping[str, np.ndarray]) -> Figure:
     """The old task's loss along a path of steepest descent, a line a choice."""
     figure, axis = plt.subplots(figsize=(WIDTH, 2.9))
     colours = (COLOURS[name] for name in ("vermilion", "blue", "green", "black"))

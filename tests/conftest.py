@@ -1,7 +1,10 @@
 """Shapes and types in the package's signatures are checked whenever a test calls it."""
 
 import importlib.util
+import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -15,3 +18,11 @@ torch.set_num_threads(1)
 if importlib.util.find_spec("sphinx") is None:
     of_the_book = ("apparatus", "browser", "build", "colab", "notebooks", "pages", "pdf", "play", "site")
     collect_ignore = [f"test_{name}.py" for name in of_the_book]
+
+
+@pytest.fixture(scope="module")
+def data_at_hand() -> Iterator[None]:
+    """The full data where `EWC_DATA` says where they are, else the sample: experiments are not tested on a download."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EWC_DATA", os.environ.get("EWC_DATA") or "sample")
+        yield

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -26,17 +25,12 @@ SMALL = beyond.Sequences(
 TRAINED = (beyond.Training("Adam", QUICK), beyond.Training("SGD", replace(QUICK, optimiser="sgd", learning_rate=0.05)))
 
 
-@pytest.fixture(autouse=True)
-def _sample_unless_full_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("EWC_DATA"):
-        monkeypatch.setenv("EWC_DATA", "sample")
+pytestmark = pytest.mark.usefixtures("data_at_hand")
 
 
 @pytest.fixture(scope="module")
-def done() -> beyond.Sequenced:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EWC_DATA", os.environ.get("EWC_DATA") or "sample")
-        return beyond.sequences(SMALL)
+def done(data_at_hand: None) -> beyond.Sequenced:
+    return beyond.sequences(SMALL)
 
 
 def terms(count: int = 3, sizes: tuple[int, int] = (5, 4)) -> list[Factors]:

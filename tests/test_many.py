@@ -1,7 +1,6 @@
 """Many tasks: closed forms against minimising, counts against the theorem, and what the experiment may look at."""
 
 import json
-import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -24,17 +23,12 @@ TINY = replace(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _sample_unless_full_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("EWC_DATA"):
-        monkeypatch.setenv("EWC_DATA", "sample")
+pytestmark = pytest.mark.usefixtures("data_at_hand")
 
 
 @pytest.fixture(scope="module")
-def found() -> many.Sequences:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EWC_DATA", os.environ.get("EWC_DATA") or "sample")
-        return permuted(TINY)
+def found(data_at_hand: None) -> many.Sequences:
+    return permuted(TINY)
 
 
 def random_tasks(count: int = 5, size: int = 3) -> tuple[Tensor, Tensor]:

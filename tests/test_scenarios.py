@@ -1,7 +1,6 @@
 """Split tasks in three scenarios: strengths from validation data, what is measured at a switch and of the output."""
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,17 +22,12 @@ TINY = replace(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _sample_unless_full_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("EWC_DATA"):
-        monkeypatch.setenv("EWC_DATA", "sample")
+pytestmark = pytest.mark.usefixtures("data_at_hand")
 
 
 @pytest.fixture(scope="module")
-def table() -> scenarios.Table:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EWC_DATA", os.environ.get("EWC_DATA") or "sample")
-        return scenarios.compare(TINY)
+def table(data_at_hand: None) -> scenarios.Table:
+    return scenarios.compare(TINY)
 
 
 def test_every_scale_has_settings_and_at_least_three_seeds() -> None:

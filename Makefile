@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST = $(BIN)/pytest tests -n $(WORKERS)
 BUILD := $(BIN)/jupyter-book build .
-CHECKED := ewc_code ewc_experiments ewc_plots tests book/_ext $(wildcard tools benchmarks)
+CHECKED := ewc_code ewc_checks ewc_experiments ewc_plots tests book/_ext $(wildcard tools benchmarks)
 
 # A thread that waits for another may spin for some tens of microseconds: asleep at once, small networks train at half
 # the speed; spinning for as long as OpenMP's default, a busy machine costs many times the work itself.

@@ -53,16 +53,12 @@ class MultiHead(nn.Module):
         super().__init__()
         self.trunk, self.heads, self.count = trunk, heads, count
 
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Logits of the head that each row asks."""
-        out = self.heads(self.trunk(x[:, :-1])).unflatten(1, (self.count, -1))  # (n, heads, k)
-        which = x[:, -1].long()[:, None, None].expand(-1, 1, out.shape[2])
-        return out.gather(1, which)[:, 0]
-
-    @staticmethod
-    def asked(x: Float[Tensor, "n d"], head: int) -> Float[Tensor, "n d"]:
-        """The same inputs for another head."""
-        return torch.cat([x[:, :-1], torch.full_like(x[:, -1:], head)], dim=1)
+    def forward(self, x: Float[Tensor, "n d"], every: bool = False) -> Tensor:
+        """Logits (n, k) of the head that each row asks; with `every`, those of all heads, (n, heads, k)."""
+        out = self.heads(self.trunk(x[:, :-1])).unflatten(1, (self.count, -1))
+        if every:
+            return out
+        return out.gather(1, x[:, -1].long()[:, None, None].expand(-1, 1, out.shape[2]))[:, 0]
 
 
 def multi_head(sizes: tuple[int, ...], heads: int, seed: int = 0) -> MultiHead:

@@ -83,7 +83,7 @@ def test_what_is_called_is_documented(source):
                 modules |= {alias.asname: alias.name for alias in node.names if alias.name == "ewc_plots"}
             if isinstance(node, ast.ImportFrom) and node.module in PACKAGES:
                 modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith((*DOTTED, "ewc_plots")):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith((*DOTTED, "ewc_plots", "ewc_checks")):
                 used |= {(node.module, alias.name) for alias in node.names}
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 used.add((modules[node.value.id], node.attr))

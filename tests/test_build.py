@@ -23,7 +23,7 @@ GOOD = """# A chapter
 
 ```{code-cell}
 import sympy as sp
-from ewc_code.checks import claim, glue, identity
+from ewc_checks import claim, glue, identity
 a, b = sp.symbols("a b", real=True)
 glue("NAME_answer", 42.5)
 ```

@@ -10,8 +10,8 @@ import pytest
 import sympy as sp
 import torch
 
-from ewc_code import checks
-from ewc_code.checks import CheckFailed, claim, glue, identity, say
+import ewc_checks as checks
+from ewc_checks import CheckFailed, claim, glue, identity, say
 
 x, y = sp.symbols("x y", real=True)
 a, b, s = sp.symbols("a b sigma", positive=True)

@@ -39,7 +39,7 @@ def redirected(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("address")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(sources.ROOT / name, folder)
-    for package in ("ewc_code", "ewc_experiments", "ewc_plots"):
+    for package in ("ewc_code", "ewc_checks", "ewc_experiments", "ewc_plots"):
         shutil.copytree(sources.ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run([*git, "init", "--quiet", "--initial-branch", "main"], check=True)

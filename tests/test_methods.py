@@ -21,7 +21,7 @@ from ewc_code.fisher import Factors
 from ewc_code.gaussian import Diagonal, Kronecker, log_normaliser, nearest_kronecker
 from ewc_code.importance import Path, along_path, sensitivity, walk
 from ewc_code.laplace import laplace
-from ewc_code.models import MultiHead, Params, flatten, mlp, multi_head, nll, restore, snapshot, unflatten
+from ewc_code.models import Params, flatten, mlp, multi_head, nll, restore, snapshot, unflatten
 from ewc_code.rehearsal import Buffer
 from ewc_code.sweep import Run, learn_stacked
 from ewc_code.tasks import SCENARIOS, Task, split
@@ -361,7 +361,7 @@ def test_answers_of_heads_are_asked_of_each_head() -> None:
         data = Examples(torch.cat([torch.randn(4, 4), torch.full((4, 1), head)], 1), torch.tensor([0, 1, 0, 1]))
         belief = consolidation.lwf().consolidate(model, data, belief)
     assert [(q.head, q.classes, q.n) for q in belief.questions] == [(0, (0, 1), 4), (1, (0, 1), 4)]
-    x, theta = MultiHead.asked(data.x, 2), snapshot(multi_head((4, 5, 2), 3, seed=1))
+    x, theta = torch.cat([data.x[:, :-1], torch.full((4, 1), 2.0)], 1), snapshot(multi_head((4, 5, 2), 3, seed=1))
     rows = [belief.energy(unflatten(flatten(theta), theta), x)]
     for name in ("heads.weight", "heads.bias"):  # the head that has not been learned does not matter
         theta[name] = theta[name].clone()

@@ -13,8 +13,9 @@ import pytest
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
+import ewc_checks as checks
 import sources
-from ewc_code import checks, data
+from ewc_code import data
 
 TERMS = 2  # planted a side and element; few, so that long sums do not take minutes
 

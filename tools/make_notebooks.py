@@ -51,7 +51,7 @@ if util.find_spec("ewc_code") is None:
     importlib.invalidate_caches()
 
 from ewc_code import data, environment
-from ewc_code.checks import say
+from ewc_checks import say
 
 print("device:", environment.hardware())
 print("scale: ", environment.scale())

@@ -1,6 +1,6 @@
 """A check on the page: one quiet line with an anchor, and the cell behind it folded.
 
-`ewc_code.checks` displays a MIME bundle for every check. It is rendered here, so that the line looks the same whatever
+`ewc_checks` displays a MIME bundle for every check. It is rendered here, so that the line looks the same whatever
 the package writes as HTML, and so that the ledger can link to it.
 """
 

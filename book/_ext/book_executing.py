@@ -157,6 +157,7 @@ def setup(app):
         "pyproject.toml",
         "book/recorded/**/*",
         "benchmarks/results/*",
+        "ewc_checks/*",
         "ewc_plots/*",
         "ewc_experiments/*",
     ]

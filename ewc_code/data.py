@@ -53,19 +53,21 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples of one task, on one device: inputs x, (N, ...), where pixels lie in 0..1, and their labels y.
+    """Examples of one task, on one device: inputs x, (n, ...), where pixels lie in 0..1, and their labels y.
 
-    Labels are (N,), 0..classes-1; the targets of a regression are (N, k), floating point.
+    Labels are (n,), 0..classes-1, or (n, t), one at each of t positions of a sequence; the targets of a regression are
+    (n, k), floating point.
     """
 
     x: Tensor
-    y: Int64[Tensor, " n"] | Float[Tensor, "n k"]
+    y: Int64[Tensor, " n"] | Int64[Tensor, "n t"] | Float[Tensor, "n k"]
 
     def __post_init__(self) -> None:
         targets = self.y.is_floating_point() and self.y.ndim == 2
-        if not targets and (self.y.dtype != torch.int64 or self.y.ndim != 1):
+        sequences = self.y.ndim == 2 and self.y.shape[1] > 1  # a single column is a label an example, put wrongly
+        if not targets and (self.y.dtype != torch.int64 or not (self.y.ndim == 1 or sequences)):
             raise ValueError(
-                "labels must be int64 of shape (n,), or targets floating point of shape (n, k); "
+                "labels must be int64 of shape (n,) or (n, t), t > 1, or targets floating point of shape (n, k); "
                 f"got {self.y.dtype}, {tuple(self.y.shape)}."
             )
         if len(self.x) != len(self.y):
@@ -75,6 +77,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def count(self) -> int:
+        """N of every formula: examples, or with a label at each position of a sequence, positions."""
+        return len(self.y) if self.y.is_floating_point() else self.y.numel()
 
     def __getitem__(self, index: slice | Tensor) -> "Examples":
         return Examples(self.x[index], self.y[index])

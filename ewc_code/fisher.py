@@ -14,12 +14,21 @@ Everything is built from a few vectors r an example in the space of the outputs 
     classes     exact: the k - 1 columns of L, L L^T = diag(p) - p p^T;   sampled, data: onehot(y) - p
     regression  exact: the k unit vectors;   sampled: standard normal draws;   data: y - a     (noise of variance 1)
 
+Of sequences, with a label at each of t positions, N counts labels: F = 1/(n t) sum_x E[s s^T], s the score of all
+labels of one sequence. Drawn labels do not depend on each other, so one vector r an example holds all positions, and
+the cross terms between positions are zero in expectation. Chapter "Your own model".
+
+Curvature is computed in the parameters' own precision, also inside of `torch.autocast`. Where an accelerator's memory
+does not suffice, smaller batches are tried, with a warning.
+
 Nothing here touches `.grad`, buffers, mode flags or torch's global random state.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -36,6 +45,7 @@ Labels = Literal["exact", "sampled", "data"]
 Batch = tuple[Tensor, Tensor] | list[Tensor]  # inputs and labels, as loaders give them
 LABELS = ("exact", "sampled", "data")
 LARGEST_FULL = 20_000  # parameters; the matrix of this size takes 1.6 GB in float32
+Found = TypeVar("Found")
 LARGEST_EACH = 2**22  # numbers that the per-example gradients of one layer may take at a time: 17 MB in float32
 
 
@@ -63,6 +73,7 @@ def diagonal(
         model: (n, ...) -> outputs (n, k), in a deterministic mode.
         data: N examples: labels (n,) for classes, targets (n, k) for regression; used by 'data', checked by all.
         labels: Which q: 'exact' = the model's own distribution, 'sampled' = draws from it, 'data' = the labels.
+            Sequences have no 'exact': it would take a way back for each class at each position.
         generator: Source of the draws; needed by 'sampled', on the CPU or on the data's device.
         batch_size: Examples at a time, at most; changes memory and speed, not the result.
         draws: Labels drawn an example by 'sampled'; their squares are averaged.
@@ -76,7 +87,7 @@ def diagonal(
     Source: Kirkpatrick et al. 2017, before eq. 3; Kunstner et al. 2019, eqs. 2-3. Chapter "Fisher information".
     """
     noise = check(model, data, labels, generator, batch_size, draws)
-    return _moments(model, data, labels, noise, batch_size, second=False)[0]
+    return _fitting(partial(_moments, model, data, labels, noise, second=False), model, batch_size)[0]
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,8 @@ def estimate(
     left = 1 if labels == "sampled" else 1 - examples / len(data)
     data = data[chosen]
     noise = check(model, data, labels, generator, batch_size, draws)
-    mean, square = _moments(model, data, labels, noise, batch_size, second=True)
+    mean, square = _fitting(partial(_moments, model, data, labels, noise, second=True), model, batch_size)
+    square = {n: value * len(data) / data.count for n, value in square.items()}  # f is a sequence's mean over positions
     error = {n: ((square[n] - mean[n] ** 2).clamp(min=0) * left / (examples - 1)).sqrt() for n in mean}
     return Estimate(mean, error, examples)
 
@@ -163,18 +175,26 @@ def kronecker(
     et al. 2018, section 3. Chapter "Fisher in the wild".
     """
     noise = check(model, data, labels, generator, batch_size, draws)
-    found = layers.closed_form(model, data.x)
+    with _full_precision(model):
+        found = layers.products(layers.closed_form(model, data.x))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad != (name in inside(found)):
             raise ValueError(
                 f"Kronecker factors need whole Linear or Conv2d layers that run once an example; {name!r} is "
                 f"{'not in one' if parameter.requires_grad else 'frozen in a layer that is not'}. Use fisher.diagonal."
             )
+    return _fitting(partial(_factors, model, found, data, labels, noise, corrected=corrected), model, batch_size)
+
+
+def _factors(
+    model: nn.Module, found: layers.Products, data: Examples, labels: Labels, noise: Tensor, batch_size: int,
+    corrected: bool,
+) -> dict[str, Factors]:  # fmt: skip
     a, g, scale = ({name: torch.zeros((), device=data.x.device) for name in found} for _ in range(3))
     for _, seen, vectors in _passes(model, found, data, labels, noise, batch_size):
         for name, layer in found.items():
             h = layers.rows(layer, seen.inputs[name])  # (b, t, i)
-            a[name] = a[name] + torch.einsum("bti,btj->ij", h, h) / len(data)
+            a[name] = a[name] + torch.einsum("bti,btj->ij", h, h) / data.count
         for arrived in map(seen.back, vectors):
             for name, layer in found.items():
                 c = layers.columns(layer, arrived[name])  # (b, t, o)
@@ -189,7 +209,7 @@ def kronecker(
                 c, h = layers.columns(layer, arrived[name]) @ bases[name][1], turned[name]
                 flat = layers.is_flat(layer, seen.inputs[name])
                 squares = c[:, 0].square().T @ h[:, 0].square() if flat else (c.mT @ h).square().sum(0)
-                scale[name] = scale[name] + squares / len(data)
+                scale[name] = scale[name] + squares / data.count
     return {name: Factors(a[name], g[name], scale[name]) for name in found}
 
 
@@ -211,15 +231,44 @@ def full(
     Source: Martens 2020, section 5. Chapter "Fisher information".
     """
     noise = check(model, data, labels, generator, batch_size, draws)
+    _square_size(snapshot(model))
+    return _fitting(partial(_matrix, model, data, labels, noise), model, batch_size)
+
+
+def _matrix(model: nn.Module, data: Examples, labels: Labels, noise: Tensor, batch_size: int) -> Float[Tensor, "p p"]:
     size = _square_size(snapshot(model))
     total = torch.zeros(size, size, dtype=flatten(snapshot(model)).dtype, device=data.x.device)
     for start in range(0, len(data), batch_size):
         batch = data[start : start + batch_size]
         with torch.no_grad():
-            vectors = _vectors(model(batch.x), batch.y, labels, noise[start : start + batch_size])  # (m, b, k)
-        weighted = torch.einsum("mbk,bkp->mbp", vectors, logit_jacobian(model, batch)).reshape(-1, size)
+            vectors = _vectors(model(batch.x), batch.y, labels, noise[start : start + batch_size])  # (m, b, *t, k)
+        weighted = torch.einsum("mbk,bkp->mbp", vectors.flatten(2), logit_jacobian(model, batch)).reshape(-1, size)
         total += weighted.T @ weighted
-    return (total + total.T) / (2 * len(data))
+    return (total + total.T) / (2 * data.count)
+
+
+def _full_precision(model: nn.Module) -> torch.autocast:
+    """Without autocast, which would round what is squared."""
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+
+
+def _fitting(work: Callable[..., Found], model: nn.Module, batch_size: int) -> Found:
+    """`work(batch_size=...)`, which does not depend on it but for memory: halved, visibly, as long as that runs out."""
+    while True:
+        try:
+            with _full_precision(model):
+                return work(batch_size=batch_size)
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        # Outside of the except block, which would keep what the failed attempt holds.
+        torch.cuda.empty_cache()
+        warnings.warn(
+            f"curvature of {batch_size} examples at a time did not fit into memory; {batch_size // 2} are tried. "
+            f"The result is the same; batch_size={batch_size // 2} says so from the start.",
+            stacklevel=3,
+        )
+        batch_size //= 2
 
 
 def over_batches(
@@ -234,9 +283,9 @@ def over_batches(
     where, found, n = next(model.parameters()).device, None, 0
     for x, y in batches:
         batch = Examples(x.to(where), y.to(where))
-        n += len(batch)
+        n += batch.count
         new = estimate(model, batch)
-        found = new if found is None else _running(found, new, len(batch) / n)
+        found = new if found is None else _running(found, new, batch.count / n)
     if found is None:
         raise ValueError("there must be at least one batch; got none. An iterator can be gone through only once.")
     return found, n
@@ -266,11 +315,11 @@ def scores(model: nn.Module, x: Tensor, y: Tensor, params: Params | None = None)
 
 
 def logit_jacobian(model: nn.Module, data: Examples) -> Float[Tensor, "n k p"]:
-    """Jacobian of the outputs (logits, for classes) in the parameters, one matrix an example."""
+    """Jacobian of the outputs (logits, for classes) in the parameters, one matrix an example; positions in a row."""
     params = snapshot(model)
 
     def answer(vector: Tensor, xi: Tensor) -> Tensor:
-        return functional_call(model, unflatten(vector, params), (xi[None],))[0]
+        return functional_call(model, unflatten(vector, params), (xi[None],))[0].flatten()
 
     return vmap(jacrev(answer), in_dims=(None, 0))(flatten(params), data.x)
 
@@ -296,20 +345,20 @@ def trace(fisher: Params) -> float:
     return sum(value.sum().item() for value in fisher.values())
 
 
-def _vectors(out: Float[Tensor, "b k"], y: Tensor, labels: Labels, noise: Tensor) -> Float[Tensor, "m b k"]:
+def _vectors(out: Float[Tensor, "b *t k"], y: Tensor, labels: Labels, noise: Tensor) -> Float[Tensor, "m b *t k"]:
     """The vectors r_m of the module's formula; `noise` are this batch's rows of what `check` drew."""
     if y.is_floating_point():
         if labels == "exact":
             return torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[:, None].expand(-1, len(out), -1)
         return (y - out)[None] if labels == "data" else noise.permute(1, 0, 2) / noise.shape[1] ** 0.5
-    probs = out.softmax(1)
+    probs, k = out.softmax(-1), out.shape[-1]
     if labels == "exact":
         return covariance_root(probs).permute(2, 0, 1).contiguous()
     if labels == "data":
-        return (F.one_hot(y, out.shape[1]) - probs)[None]
+        return (F.one_hot(y, k) - probs)[None]
     # The class in whose part of 0..1 a uniform number falls; rounding may leave the last part a little short of 1.
-    drawn = torch.searchsorted(probs.cumsum(1), noise).clamp(max=out.shape[1] - 1)  # (b, draws)
-    return (F.one_hot(drawn, out.shape[1]) - probs[:, None]).permute(1, 0, 2) / noise.shape[1] ** 0.5
+    drawn = torch.searchsorted(probs.cumsum(-1), noise.movedim(1, -1).contiguous()).clamp(max=k - 1)  # (b, *t, draws)
+    return (F.one_hot(drawn, k) - probs[..., None, :]).movedim(-2, 0) / noise.shape[1] ** 0.5
 
 
 def covariance_root(probs: Float[Tensor, "b k"]) -> Float[Tensor, "b k j"]:
@@ -330,7 +379,7 @@ def covariance_root(probs: Float[Tensor, "b k"]) -> Float[Tensor, "b k j"]:
 
 def _passes(
     model: nn.Module, found: layers.Layers, data: Examples, labels: Labels, noise: Tensor, batch_size: int
-) -> Iterator[tuple[Examples, layers.Pass, Float[Tensor, "m b k"]]]:
+) -> Iterator[tuple[Examples, layers.Pass, Float[Tensor, "m b *t k"]]]:
     """Batch by batch: the examples, a pass through the network, and the vectors to send back through it."""
     for start in range(0, len(data), batch_size):
         batch = data[start : start + batch_size]
@@ -339,7 +388,7 @@ def _passes(
 
 def _pass(
     model: nn.Module, found: layers.Layers, batch: Examples, labels: Labels, noise: Tensor
-) -> tuple[layers.Pass, Float[Tensor, "m b k"]]:
+) -> tuple[layers.Pass, Float[Tensor, "m b *t k"]]:
     seen = layers.run(model, found, batch.x)
     return seen, _vectors(seen.outputs, batch.y, labels, noise)
 
@@ -347,7 +396,7 @@ def _pass(
 def _moments(
     model: nn.Module, data: Examples, labels: Labels, noise: Tensor, batch_size: int, second: bool
 ) -> tuple[Params, ...]:
-    """Means over the examples of f = E[s^2] and, if asked for, of f^2."""
+    """Sums over the examples of f = E[s^2] and, if asked for, of f^2, by N."""
     found = layers.closed_form(model, data.x)
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     totals = [{name: torch.zeros_like(value) for name, value in params.items()} for _ in range(1 + second)]
@@ -374,18 +423,18 @@ def _moments(
                 if "bias" in own:
                     own["bias"] += up(squares).sum(0)
         del inputs, each, others, squares  # before the next pass
-    return tuple({name: value.div_(len(data)) for name, value in sums.items()} for sums in totals)
+    return tuple({name: value.div_(data.count) for name, value in sums.items()} for sums in totals)
 
 
 def _squares_by_layer(
-    found: layers.Layers, flat: set[str], seen: layers.Pass, vectors: Float[Tensor, "m b k"]
+    found: layers.Layers, flat: set[str], seen: layers.Pass, vectors: Float[Tensor, "m b *t k"]
 ) -> dict[str, Tensor]:
     """By layer: E[g^2], (b, out), where each example is one row; else E[s^2] itself, (b, out, in + 1)."""
     each: dict[str, Tensor] = {}
-    rows = {name: layers.rows(layer, seen.inputs[name]) for name, layer in found.items() if name not in flat}
+    ways = {name: layers.gradients(layer, seen.inputs[name]) for name, layer in found.items() if name not in flat}
     for vector in vectors:
         for name, g in seen.back(vector).items():
-            part = g if name in flat else layers.columns(found[name], g).mT @ rows[name]
+            part = g if name in flat else ways[name](g)
             each[name] = each[name].addcmul_(part, part) if name in each else part.square()
     return each
 
@@ -401,12 +450,12 @@ def _numbers(model: nn.Module, found: layers.Layers, rest: Params, x: Tensor) ->
     needed = [2 * sum(value.numel() for value in rest.values())]
     for name, layer in found.items():
         if not layers.is_flat(layer, seen.inputs[name]):
-            rows = layers.rows(layer, seen.inputs[name])
-            needed.append(rows.numel() + 2 * layer.weight.shape[0] * rows.shape[2])
+            rows = layers.rows(layer, seen.inputs[name]).numel() if isinstance(layer, layers.Product) else 0
+            needed.append(rows + 2 * sum(p.numel() for p in layer.parameters()))
     return max(needed)
 
 
-def _squares(model: nn.Module, rest: Params, x: Tensor, vectors: Float[Tensor, "m b k"]) -> Params:
+def _squares(model: nn.Module, rest: Params, x: Tensor, vectors: Float[Tensor, "m b *t k"]) -> Params:
     """E[s^2] of the parameters `rest`, from per-example gradients by autograd: (b, *shape) each."""
 
     def along(theta: Params, xi: Tensor, vector: Tensor) -> Tensor:
@@ -435,6 +484,11 @@ def check(
             "labels='sampled' must come with a torch.Generator, so that the draws can be repeated; got None. "
             "Pass generator=environment.generator(seed)."
         )
+    if labels == "exact" and data.count > len(data):
+        raise ValueError(
+            f"labels='exact' needs one label an example; got sequences of {data.y.shape[1]}. Use labels='sampled' with "
+            "a generator: its one draw an example costs one way back, not one for each class at each position."
+        )
     for name, number in (("batch_size", batch_size), ("draws", draws)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1; got {number}.")
@@ -446,11 +500,17 @@ def check(
                 f"curvature needs a deterministic model that treats each example alone; {name!r} "
                 f"({type(module).__name__}) is in training mode or has no running statistics. Call model.eval() first."
             )
-    outputs(model, data)
-    _refuse_unstable(model, data)
-    _refuse_unused(model, data)
+    if halves := [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]:
+        raise ValueError(
+            f"curvature needs parameters in float32 or float64, because small squares vanish in less; {halves[0]!r} is "
+            f"{model.get_parameter(halves[0]).dtype}. Train under torch.autocast, or use copy.deepcopy(model).float()."
+        )
+    with _full_precision(model):
+        outputs(model, data)
+        _refuse_unstable(model, data)
+        _refuse_unused(model, data)
     if labels != "sampled" or generator is None:
-        return data.x.new_empty(len(data), 0)
+        return next(model.parameters()).new_empty(len(data), 0)
     draw = torch.randn if data.y.is_floating_point() else torch.rand
     shape, dtype = (len(data), draws, *data.y.shape[1:]), next(model.parameters()).dtype
     return draw(shape, generator=generator, device=generator.device, dtype=dtype).to(data.x.device)

@@ -92,9 +92,11 @@ def sensitivity(model: nn.Module, data: Examples, batch_size: int = 1000) -> Par
         seen = layers.run(model, found, x)
         back = seen.back(2 * seen.outputs) if found else {}
         for name, layer in found.items():
-            g, h = layers.columns(layer, back[name]), layers.rows(layer, seen.inputs[name])  # (b, t, o), (b, t, i)
-            flat = layers.is_flat(layer, seen.inputs[name])
-            whole = g[:, 0].abs().T @ h[:, 0].abs() if flat else (g.mT @ h).abs().sum(0)
+            g, h = back[name], seen.inputs[name]
+            if layers.is_flat(layer, h):
+                whole = g.abs().T @ layers.rows(layer, h)[:, 0].abs()
+            else:
+                whole = layers.gradients(layer, h)(g).abs().sum(0)
             for part, value in layers.split(layer, whole).items():
                 if (key := f"{name}.{part}".removeprefix(".")) in total:  # it may be frozen
                     total[key] += value

@@ -1,12 +1,12 @@
 """One pass through a network, layer by layer: what each layer received, and what comes back to its output.
 
-The score of a weight matrix is made of these two alone (chapter "Fisher information"), so the Fisher of Linear and
-Conv2d layers needs no per-example gradient from autograd. Layers for which this would not hold are left out, never
-guessed at: `closed_form` says which remain.
+The score of a layer's parameters is made of these two alone (chapter "Fisher information"), so the Fisher of Linear,
+Conv2d, LayerNorm and Embedding layers needs no per-example gradient from autograd. Layers for which this would not hold
+are left out, never guessed at: `closed_form` says which remain.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Layer = nn.Linear | nn.Conv2d
-Layers = dict[str, Layer]  # by name in the model
+Product = nn.Linear | nn.Conv2d  # whose weight matrix multiplies what they receive
+Layer = Product | nn.LayerNorm | nn.Embedding
+Layers = Mapping[str, Layer]  # by name in the model
+Products = Mapping[str, Product]
 
 # What acts on each number alone: the way back through it is one product with its derivative.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Identity)
@@ -35,9 +37,9 @@ class Pass:
 
 
 def closed_form(model: nn.Module, x: Tensor) -> Layers:
-    """The layers whose per-example gradient is (gradient at the output) x (input), summed over positions if any.
+    """The layers whose per-example gradient is one of the formulas of `gradients`.
 
-    These are plain Linear and Conv2d layers that own their parameters and run once an example. A parameter that is
+    These are plain layers of the four kinds that own their parameters and run once an example. A parameter that is
     used elsewhere too, or a layer that does not see example i in row i, would make the formula wrong without a sign;
     so its squares are compared with autograd's, example by example, on the first two of the inputs `x`, (n, ...). The
     model must be in a deterministic mode.
@@ -55,15 +57,16 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
         return {}
     probe = run(model, layers, x[:2])
     # Not the score, which a well fitted example makes vanish: a direction that no fit can hide.
-    direction = torch.linspace(1, 2, probe.outputs.shape[1], dtype=probe.outputs.dtype, device=x.device)
+    one = probe.outputs[0]
+    direction = torch.linspace(1, 2, one.numel(), dtype=one.dtype, device=x.device).view_as(one)
     back = probe.back(direction.expand_as(probe.outputs))
     with torch.enable_grad():
-        heads = (model(x[:2]) @ direction).unbind()
+        heads = (model(x[:2]) * direction).flatten(1).sum(1).unbind()
     kept = {}
     for name, layer in layers.items():
         if len(back[name]) != len(heads) or len(probe.inputs[name]) != len(heads):
             continue
-        each = (columns(layer, back[name]).mT @ rows(layer, probe.inputs[name])).square().sum(0)  # (out, in + 1)
+        each = gradients(layer, probe.inputs[name])(back[name]).square().sum(0)  # (out, in + 1)
         own = {n: p for n, p in layer.named_parameters() if p.requires_grad}
         grads = [torch.autograd.grad(h, list(own.values()), retain_graph=True, materialize_grads=True) for h in heads]
         true = [torch.stack(column).square().sum(0) for column in zip(*grads, strict=True)]
@@ -77,6 +80,12 @@ def _plain(module: nn.Module, owners: Counter[int]) -> TypeGuard[Layer]:
     if type(module) is nn.Conv2d:
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             return False
+    elif type(module) is nn.LayerNorm:
+        if module.weight is None or len(module.normalized_shape) != 1:
+            return False
+    elif type(module) is nn.Embedding:
+        if module.max_norm is not None or module.padding_idx is not None or module.sparse:
+            return False
     elif type(module) is not nn.Linear:
         return False
     own = list(module.parameters())
@@ -84,7 +93,7 @@ def _plain(module: nn.Module, owners: Counter[int]) -> TypeGuard[Layer]:
     return not hooks and all(owners[id(p)] == 1 for p in own) and any(p.requires_grad for p in own)
 
 
-def run(model: nn.Module, layers: Layers, x: Float[Tensor, "b ..."]) -> Pass:
+def run(model: nn.Module, layers: Layers, x: Tensor) -> Pass:
     """A forward pass that keeps what `layers` received, with the way back to their outputs."""
     stack = _stack(model)
     if stack is not None and x.ndim == 2 and layers.keys() == stack.keys():
@@ -158,12 +167,46 @@ def _run_stack(stack: dict[str, tuple[nn.Linear, nn.Sequential]], x: Float[Tenso
     return Pass(h, inputs, back)
 
 
-def is_flat(layer: Layer, received: Tensor) -> bool:
+def is_flat(layer: Layer, received: Tensor) -> TypeGuard[nn.Linear]:
     """Whether each example is one row: then its gradient is one outer product, and the square of it factorises."""
     return isinstance(layer, nn.Linear) and received.ndim == 2
 
 
-def rows(layer: Layer, received: Tensor) -> Float[Tensor, "b t i"]:
+def products(found: Layers) -> Products:
+    """Those of the layers whose gradient is a product of two vectors a position."""
+    return {name: layer for name, layer in found.items() if isinstance(layer, Product)}
+
+
+def gradients(layer: Layer, received: Tensor) -> Callable[[Tensor], Float[Tensor, "b o i"]]:
+    r"""From the gradients g at the outputs to each example's own gradient, a matrix for weight and bias together.
+
+    Linear, Conv2d   sum_t g_t h_t^T        h with a 1 appended for the bias
+    LayerNorm        sum_t [g_t * z_t, g_t]  z the normalised input, so that a = w * z + b
+    Embedding        row v: sum of g_t over the positions t that hold the token v
+    """
+    if isinstance(layer, Product):
+        h = rows(layer, received)
+        return lambda g: columns(layer, g).mT @ h
+    if isinstance(layer, nn.LayerNorm):
+        z = F.layer_norm(received, layer.normalized_shape, eps=layer.eps).flatten(1, -2)  # (b, t, d)
+
+        def scaled(g: Tensor) -> Tensor:
+            g = g.reshape(z.shape)
+            parts = [(g * z).sum(1)] + ([g.sum(1)] if layer.bias is not None else [])
+            return torch.stack(parts, dim=2)
+
+        return scaled
+    tokens, embedding = received.flatten(1), layer
+
+    def gathered(g: Tensor) -> Tensor:
+        total = g.new_zeros(len(g), embedding.num_embeddings, embedding.embedding_dim)
+        index = tokens[:, :, None].expand(-1, -1, embedding.embedding_dim)
+        return total.scatter_add_(1, index, g.reshape(index.shape))
+
+    return gathered
+
+
+def rows(layer: Product, received: Tensor) -> Float[Tensor, "b t i"]:
     """The inputs as vectors that the weight matrix multiplies, one a position, with a 1 appended for the bias."""
     if isinstance(layer, nn.Conv2d):
         padding = layer.padding if not isinstance(layer.padding, str) else 0  # strings were refused by `_plain`
@@ -173,13 +216,13 @@ def rows(layer: Layer, received: Tensor) -> Float[Tensor, "b t i"]:
     return F.pad(found, (0, 1), value=1.0) if layer.bias is not None else found
 
 
-def columns(layer: Layer, g: Tensor) -> Float[Tensor, "b t o"]:
+def columns(layer: Product, g: Tensor) -> Float[Tensor, "b t o"]:
     """The gradients at the outputs as vectors, one a position."""
     return g.flatten(2).mT if isinstance(layer, nn.Conv2d) else g.reshape(len(g), -1, g.shape[-1])
 
 
 def split(layer: Layer, whole: Float[Tensor, "o i"]) -> dict[str, Tensor]:
     """One matrix for weight and bias as the two parameters' own shapes; the inverse of appending the 1."""
-    if layer.bias is None:
+    if getattr(layer, "bias", None) is None:
         return {"weight": whole.reshape(layer.weight.shape)}
     return {"weight": whole[:, :-1].reshape(layer.weight.shape), "bias": whole[:, -1]}

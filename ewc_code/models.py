@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +71,98 @@ def multi_head(sizes: tuple[int, ...], heads: int, seed: int = 0) -> MultiHead:
     return MultiHead(nn.Sequential(*whole), last, heads)
 
 
+class Attention(nn.Module):
+    r"""Causal self-attention: each position asks all before it, and itself, and takes the mean of their answers.
+
+        out_t = W sum_{s <= t} softmax_s(q_t . k_s / sqrt(d)) v_s,      [q, k, v] = [W_q, W_k, W_v] h,   by heads of d
+
+    Source: Vaswani et al. 2017, section 3.2.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ask, self.out = _blank_linear(width, 3 * width), _blank_linear(width, width)
+
+    def forward(self, h: Float[Tensor, "n t w"]) -> Float[Tensor, "n t w"]:
+        """What each position gathered."""
+        q, k, v = self.ask(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, t, d) each
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Gather from other positions, then think about it alone; each adds to what was there: h + f(norm(h))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.before, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.between = nn.LayerNorm(width)
+        self.feed = nn.Sequential(_blank_linear(width, 4 * width), nn.GELU(), _blank_linear(4 * width, width))
+
+    def forward(self, h: Float[Tensor, "n t w"]) -> Float[Tensor, "n t w"]:
+        """One layer."""
+        h = h + self.attention(self.before(h))
+        return h + self.feed(self.between(h))
+
+
+class Transformer(nn.Module):
+    """A language model: tokens (n, t), t at most `context`, to logits (n, t, vocabulary) of each one's successor.
+
+    Tokens and places are embedded, go through the blocks, and each position's result is compared with every token.
+    Source: Vaswani et al. 2017; Radford et al. 2019 (norms before, not after). Chapter "Your own model".
+    """
+
+    def __init__(self, vocabulary: int, context: int, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.context = context
+        self.token, self.place = _blank_embedding(vocabulary, width), _blank_embedding(context, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), _blank_linear(width, vocabulary)
+
+    def forward(self, x: Int64[Tensor, "n t"]) -> Float[Tensor, "n t v"]:
+        """Logits of the next token at each position."""
+        h = self.token(x) + self.place(torch.arange(x.shape[1], device=x.device).expand_as(x))
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h))
+
+    @torch.no_grad()
+    def write(self, start: Int64[Tensor, "n t"], count: int, generator: torch.Generator) -> Int64[Tensor, "n u"]:
+        """The start and `count` tokens more, drawn one by one from the model's own distribution."""
+        for _ in range(count):
+            probs = self(start[:, -self.context :])[:, -1].softmax(1)
+            drawn = torch.multinomial(probs.cpu(), 1, generator=generator).to(start.device)
+            start = torch.cat([start, drawn], dim=1)
+        return start
+
+
+def transformer(
+    vocabulary: int, context: int = 48, width: int = 64, heads: int = 4, depth: int = 2, seed: int = 0
+) -> Transformer:
+    """A `Transformer` with all weights drawn, normal of standard deviation 0.02 as Radford et al. 2019; biases zero.
+
+    What a block adds to is a sum over 2 depth terms: the matrices that end them are drawn smaller by sqrt(2 depth).
+    """
+    if min(vocabulary, context, width, heads, depth) < 1 or width % heads:
+        raise ValueError(
+            "vocabulary, context, width, heads and depth must be at least 1, the width a multiple of the heads; got "
+            f"{vocabulary}, {context}, {width}, {heads}, {depth}."
+        )
+    model, draw = Transformer(vocabulary, context, width, heads, depth), generator(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                ends = name.endswith(("out.weight", "feed.2.weight"))
+                parameter.normal_(0, 0.02 / (2 * depth) ** 0.5 if ends else 0.02, generator=draw)
+            elif name.endswith("bias"):
+                parameter.zero_()
+    return model
+
+
+def _blank_embedding(count: int, width: int) -> nn.Embedding:
+    return nn.utils.skip_init(nn.Embedding, count, width)
+
+
 def _blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
     """A Linear layer with no weights drawn yet: its own constructor would draw them from torch's global generator."""
     return nn.utils.skip_init(nn.Linear, fan_in, fan_out)
@@ -121,18 +213,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def nll(out: Float[Tensor, "n k"], y: Tensor) -> Float[Tensor, ""]:
+def nll(out: Float[Tensor, "n *t k"], y: Tensor) -> Float[Tensor, ""]:
     """Mean negative log likelihood, nats: cross entropy for labels (n,); for targets (n, k), Gaussian of variance 1.
 
     L = -1/N sum log softmax(a)_y        or        L = 1/N sum |y - a|^2 / 2      (without the constant log 2 pi)
+
+    Of sequences, outputs (n, t, k) with labels (n, t), it is the mean over all N = n t labels.
     """
-    return 0.5 * (y - out).square().sum(1).mean() if y.is_floating_point() else F.cross_entropy(out, y)
+    return 0.5 * (y - out).square().sum(1).mean() if y.is_floating_point() else F.cross_entropy(out.movedim(-1, 1), y)
 
 
 def outputs(model: nn.Module, data: Examples) -> int:
     """Number of the model's outputs (classes, or regression targets), after checking that model and data fit together.
 
-    ValueError: the model does not take these inputs, does not return (n, k), or y is not in 0..k-1 (labels) or (n, k).
+    ValueError: the model does not take these inputs, does not return (n, k), or (n, t, k) where there is a label at
+    each of t positions, or y is not in 0..k-1 (labels) or (n, k).
     """
     first = data.x[:2]
     try:
@@ -143,13 +238,15 @@ def outputs(model: nn.Module, data: Examples) -> int:
             f"the model must accept inputs of shape {tuple(first.shape)}, {first.dtype} on {first.device}; "
             f"it answered: {error}. Check the input size, the dtype and the device."
         ) from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(first):
+    each = () if data.y.is_floating_point() else tuple(data.y.shape[1:])  # positions, of sequences
+    if not isinstance(found, Tensor) or found.shape[:-1] != (len(first), *each):
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        expected = ", ".join(map(str, (len(first), *each)))
         raise ValueError(
-            f"the model must return logits of shape (n, classes), here ({len(first)}, classes); got {got}. "
-            "Wrap it in a module that returns the logits alone."
+            f"the model must return logits of shape {'(n, t, classes)' if each else '(n, classes)'}, here "
+            f"({expected}, classes); got {got}. Wrap it in a module that returns the logits alone."
         )
-    size = found.shape[1]
+    size = found.shape[-1]
     if data.y.is_floating_point():
         if data.y.shape[1] != size:
             raise ValueError(f"targets must be (n, {size}) for this model; got {tuple(data.y.shape)}.")

@@ -52,7 +52,7 @@ class Buffer:
         kept = (
             data if examples is None else data[torch.randperm(len(data), generator=draw)[:examples].to(data.y.device)]
         )
-        share = torch.full((len(kept),), len(data) / len(kept))
+        share = torch.full((len(kept),), data.count / len(kept))
         parts = [(old.x, old.y, old.share), (kept.x, kept.y, share)] if old else [(kept.x, kept.y, share)]
         x, y, share = (torch.cat(column) for column in zip(*parts, strict=True))
         return cls(model, x, y, share, draw, batch_size)

@@ -128,7 +128,8 @@ def fit(
 
         minimise  L(theta) + strength / N * prior.energy(theta),     L = mean negative log likelihood, nats
 
-    The model maps (n, ...) -> logits (n, k); the prior is the belief held before the N examples; `strength` is lambda,
+    The model maps (n, ...) -> logits (n, k), or (n, t, k) where each of t positions has a label and N counts labels;
+    the prior is the belief held before the N examples; `strength` is lambda,
     at least 0: Bayes' rule says 1 (chapter "EWC" says why practice uses more). `draw` generates the order of the
     examples (on the CPU); `observe(step, steps)` is called after every step, and with step 0 before the first; `name`
     is the task's, for errors. Returned is the mean objective of each epoch, nats. To `work`, where given, is added how
@@ -141,6 +142,7 @@ def fit(
     Raises:
         ValueError: a negative strength, labels or shapes that do not fit.
         FloatingPointError: the loss became NaN or infinite; the model is put back to where it started, buffers too.
+        MemoryError: a step did not fit into an accelerator's memory; the model is put back likewise.
     """
     settings, draw = settings or Settings(), draw or generator(0)
     if not 0 <= strength < math.inf:
@@ -170,7 +172,7 @@ def fit(
                         (name, p.detach().clone(), p.grad.clone()) for name, p in theta.items() if p.grad is not None
                     ]
                 if strength > 0:
-                    penalty = strength / n * prior.energy(theta, data.x[index])
+                    penalty = strength / data.count * prior.energy(theta, data.x[index])
                     if penalty.requires_grad:
                         penalty.backward()
                     loss = loss.detach() + penalty.detach()
@@ -195,6 +197,13 @@ def fit(
                 if observe:
                     observe(step, steps)
             means.append(total.item() / n)
+    except torch.cuda.OutOfMemoryError as error:
+        model.load_state_dict(start)
+        raise MemoryError(
+            f"the memory of {data.x.device} must hold step {step + 1} of {name}, a batch of {len(index)} examples of "
+            f"shape {tuple(data.x.shape[1:])}; got: {error}. The model was put back to its start. Use a smaller "
+            f"batch_size than {settings.batch_size}."
+        ) from error
     finally:
         for p, gradient in zip(theta.values(), gradients, strict=True):
             p.grad = gradient

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from ewc_code.data import Examples
 from ewc_code.environment import generator
 from ewc_code.gaussian import Belief, Diagonal, Full
-from ewc_code.laplace import approximate, laplace
+from ewc_code.laplace import laplace
 from ewc_code.models import Params, flatten, restore, snapshot, unflatten
+from ewc_experiments.density import approximate
 
 
 class TwoParameters(nn.Module):

@@ -4,12 +4,14 @@ One network, one protocol: trunk, optimiser, steps and data are the same for all
 chosen on validation data, on seeds that are not reported, for each data set and scenario anew.
 """
 
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -156,23 +158,42 @@ Table = dict[str, dict[str, dict[str, Entry]]]
 
 def compare(setup: Split, progress: Callable[[str], None] = lambda _: None) -> Table:
     """Choose every strength on validation data, then every method on fresh seeds and the test data."""
-    found: Table = {}
-    for name in setup.sets:
-        for scenario in SCENARIOS:
-            chosen = _choose(setup, name, scenario)
-            made = methods(setup, {method: picked.best for method, picked in chosen.items()})
-            outcomes = learned(setup, name, scenario, list(made.values()), setup.seeds)
-            found.setdefault(name, {})[scenario] = {
-                method: Entry(
-                    method,
-                    strength,
-                    chosen.get(method),
-                    _records(method, row),
-                )
-                for (method, (family, strength)), row in zip(made.items(), outcomes, strict=True)
-            }
-            progress(f"{name}, {scenario}-incremental: {len(made)} methods, {len(setup.seeds)} seeds each")
+    with _workers(setup) as pool:
+        asked = {
+            (name, scenario): pool(_entries, setup, name, scenario) for name in setup.sets for scenario in SCENARIOS
+        }
+        found: Table = {}
+        for (name, scenario), result in asked.items():
+            found.setdefault(name, {})[scenario] = entries = result()
+            progress(f"{name}, {scenario}-incremental: {len(entries)} methods, {len(setup.seeds)} seeds each")
     return found
+
+
+@contextmanager
+def _workers(setup: Split) -> Iterator[Callable[..., Callable[[], Any]]]:
+    """Called with a function and its arguments, gives a function that waits for the result.
+
+    Networks as small as `one_thread` speaks of leave all cores but one without work: each gets a process of its own.
+    """
+    cores = torch.get_num_threads()
+    if device().type != "cpu" or max(setup.hidden) > 100 or cores < 2:
+        yield lambda work, *given: partial(work, *given)
+        return
+    # Not forked: a copy of a process in which torch has threads may wait forever for one that was not copied.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, fresh, torch.set_num_threads, (1,)) as pool:
+        yield lambda work, *given: pool.submit(work, *given).result
+
+
+def _entries(setup: Split, name: str, scenario: Scenario) -> dict[str, Entry]:
+    """All methods in one scenario on one data set."""
+    chosen = _choose(setup, name, scenario)
+    made = methods(setup, {method: picked.best for method, picked in chosen.items()})
+    outcomes = learned(setup, name, scenario, list(made.values()), setup.seeds)
+    return {
+        method: Entry(method, strength, chosen.get(method), _records(method, row))
+        for (method, (_, strength)), row in zip(made.items(), outcomes, strict=True)
+    }
 
 
 def _choose(setup: Split, name: str, scenario: Scenario) -> dict[str, Chosen]:

@@ -120,7 +120,7 @@ def test_sample_travels_in_the_package_and_is_small() -> None:
 def test_examples_refuse_what_does_not_fit() -> None:
     x, y = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
     for bad, match in (
-        (lambda: Examples(x, y.int()), r"labels must be int64 of shape \(n,\).*got torch.int32, \(3,\)"),
+        (lambda: Examples(x, y.int()), r"labels must be int64 of shape \(n,\) or \(n, t\).*got torch.int32, \(3,\)"),
         (lambda: Examples(x, y[:, None]), r"got torch.int64, \(3, 1\)"),
         (lambda: Examples(x, y[:2]), "one label per input; got 3 inputs, 2 labels"),
         (lambda: Examples(x[:0], y[:0]), "at least one example; got none. Check the filter or split"),

@@ -12,17 +12,9 @@ from ewc_code import fisher
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal, Full, condition_linear, log_evidence_linear, log_normaliser
-from ewc_code.laplace import (
-    Approximation,
-    approximate,
-    find_mode,
-    laplace,
-    log_evidence,
-    next_term,
-    on_grid,
-    predictive,
-)
+from ewc_code.laplace import laplace, log_evidence, predictive
 from ewc_code.models import flatten, snapshot
+from ewc_experiments.density import Approximation, approximate, find_mode, next_term, on_grid
 from ewc_experiments.plane import TwoParameters
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}

@@ -16,9 +16,9 @@ from scipy import integrate, stats
 from test_site import SITE, WRITTEN
 
 import ewc_plots as plots
-from ewc_code import gaussian, laplace
+from ewc_code import gaussian
 from ewc_code.gaussian import Diagonal
-from ewc_experiments import plane
+from ewc_experiments import density, plane
 from ewc_plots import interactive
 from sources import ROOT
 
@@ -100,7 +100,7 @@ def test_beta_of_the_script_is_that_of_the_package(a, b, coordinate):
         assert apart is None
         return
     start = torch.tensor([a / (a + b) if coordinate == "theta" else 0.0], dtype=torch.float64)
-    expected = laplace.approximate(energies[coordinate], start)
+    expected = density.approximate(energies[coordinate], start)
     sd = expected.precision.item() ** -0.5
     assert abs(found["mode"] - expected.mode.item()) < 1e-5 * sd
     assert found["precision"] == pytest.approx(expected.precision.item(), rel=1e-4)

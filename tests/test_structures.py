@@ -122,7 +122,9 @@ def test_the_closed_form_is_taken_where_it_should_be_and_nowhere_else() -> None:
         model, data = made(name)
         found = set(layers.closed_form(model, data.x))
         plain = {n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
-        if name in FALLBACK:
+        if name == "embedding, attention, layer norm":  # all but the attention's own matrices
+            assert found == {"embed", "norm", "head"}
+        elif name in FALLBACK:
             assert found == ({"0", "2"} if name == "bias frozen" else {next(reversed(list(plain & found)))}), name
         else:
             assert found == plain, name

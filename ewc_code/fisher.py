@@ -463,9 +463,10 @@ def _squares(model: nn.Module, rest: Params, x: Tensor, vectors: Float[Tensor, "
 
     each = vmap(grad(along), in_dims=(None, 0, 0))
     total = {name: value.new_zeros(len(x), *value.shape) for name, value in rest.items()}
-    for vector in vectors:
-        for name, g in each(rest, x, vector).items():
-            total[name] += g.square()
+    with torch.no_grad():  # acts on what is around `grad`: the other parameters, whose graph nobody needs
+        for vector in vectors:
+            for name, g in each(rest, x, vector).items():
+                total[name] += g.square()
     return total
 
 

@@ -102,5 +102,5 @@ def sensitivity(model: nn.Module, data: Examples, batch_size: int = 1000) -> Par
                     total[key] += value
         for start in range(0, len(x) if rest else 0, 100):  # their gradients are kept an example each
             for name, g in each(rest, x[start : start + 100]).items():
-                total[name] += g.abs().sum(0)
+                total[name] += g.detach().abs().sum(0)
     return {name: value / len(data) for name, value in total.items()}

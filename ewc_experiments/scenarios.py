@@ -4,14 +4,11 @@ One network, one protocol: trunk, optimiser, steps and data are the same for all
 chosen on validation data, on seeds that are not reported, for each data set and scenario anew.
 """
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -28,6 +25,7 @@ from ewc_code.sweep import Outcome, Run, sweep
 from ewc_code.tasks import SCENARIOS, Scenario, Task, split
 from ewc_code.training import Record, Settings, fit, learn
 from ewc_experiments.comparison import Chosen
+from ewc_experiments.workers import one_thread, workers
 
 Family = Callable[[float, int], Method]  # (strength, seed) -> method
 PAIRS = 5  #: Tasks of two classes.
@@ -56,6 +54,11 @@ class Split:
     mas: tuple[float, ...] = (0.1, 1.0)
     lwf: tuple[float, ...] = (0.3, 1.0)
     replay: tuple[float, ...] = (0.3, 1.0)
+
+    @property
+    def small(self) -> bool:
+        """Whether the networks are too small for two threads to share a step."""
+        return max(self.hidden) <= 100
 
     def __post_init__(self) -> None:
         if both := set(self.seeds) & set(self.choosing):
@@ -127,17 +130,6 @@ def network(scenario: Scenario, hidden: tuple[int, ...], seed: int) -> nn.Module
     return mlp((784, *hidden, 2 if scenario == "domain" else 2 * PAIRS), seed)
 
 
-@contextmanager
-def one_thread(setup: Split) -> Iterator[None]:
-    """Networks as small as these wait for a second thread longer than it helps them; larger ones are left alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if max(setup.hidden) <= 100 else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @dataclass
 class Entry:
     """One method in one scenario on one data set."""
@@ -158,7 +150,7 @@ Table = dict[str, dict[str, dict[str, Entry]]]
 
 def compare(setup: Split, progress: Callable[[str], None] = lambda _: None) -> Table:
     """Choose every strength on validation data, then every method on fresh seeds and the test data."""
-    with _workers(setup) as pool:
+    with workers(small=setup.small) as pool:
         asked = {
             (name, scenario): pool(_entries, setup, name, scenario) for name in setup.sets for scenario in SCENARIOS
         }
@@ -167,22 +159,6 @@ def compare(setup: Split, progress: Callable[[str], None] = lambda _: None) -> T
             found.setdefault(name, {})[scenario] = entries = result()
             progress(f"{name}, {scenario}-incremental: {len(entries)} methods, {len(setup.seeds)} seeds each")
     return found
-
-
-@contextmanager
-def _workers(setup: Split) -> Iterator[Callable[..., Callable[[], Any]]]:
-    """Called with a function and its arguments, gives a function that waits for the result.
-
-    Networks as small as `one_thread` speaks of leave all cores but one without work: each gets a process of its own.
-    """
-    cores = torch.get_num_threads()
-    if device().type != "cpu" or max(setup.hidden) > 100 or cores < 2:
-        yield lambda work, *given: partial(work, *given)
-        return
-    # Not forked: a copy of a process in which torch has threads may wait forever for one that was not copied.
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, fresh, torch.set_num_threads, (1,)) as pool:
-        yield lambda work, *given: pool.submit(work, *given).result
 
 
 def _entries(setup: Split, name: str, scenario: Scenario) -> dict[str, Entry]:
@@ -238,7 +214,7 @@ def learned(
     other = {run.key: run.method.name in ("LwF", "replay", "joint", "Kronecker") for run in runs}
     found: dict[str, Outcome] = {}
     for group in ([r for r in runs if not other[r.key]], [r for r in runs if other[r.key]]):
-        with one_thread(setup):
+        with one_thread(setup.small):
             found |= {run.key: outcome for run, outcome in zip(group, sweep(group, stack=60), strict=True)}
     outcomes = [found[run.key] for run in runs]
     return [outcomes[i : i + len(seeds)] for i in range(0, len(runs), len(seeds))]
@@ -283,7 +259,7 @@ def costs(setup: Split, strengths: dict[str, float], name: str = "MNIST") -> dic
         belief, started = made.prior(snapshot(model)), time.perf_counter()
         for i, task in enumerate(split(name, "class", setup.train_limit, setup.held_limit)):
             path = made.path(model)
-            with one_thread(setup), evaluating(model):
+            with one_thread(setup.small), evaluating(model):
                 fit(model, task.train, belief, made.strength, setup.settings, generator(i), None, task.name, path.work)
                 belief = made.consolidate(model, task.train, belief, path)
         found[method] = Cost(storage.numbers(belief), time.perf_counter() - started)
@@ -308,7 +284,7 @@ def watch(
     sequence = split("MNIST", scenario, setup.train_limit, setup.held_limit)[:tasks]
     found: dict[str, list[Watched]] = {}
     for name, (family, strength) in made.items():
-        with one_thread(setup):
+        with one_thread(setup.small):
             found[name] = [_watched(setup, scenario, sequence, family(strength, seed), seed) for seed in setup.seeds]
     return found
 
@@ -358,7 +334,7 @@ def diagnose(setup: Split, made: dict[str, tuple[Family, float]], name: str = "M
     for method, (family, strength) in made.items():
         for seed in setup.seeds:
             model = network("class", setup.hidden, seed).to(device())
-            with one_thread(setup):
+            with one_thread(setup.small):
                 learn(model, sequence, family(strength, seed), setup.settings, seed)
                 found.setdefault(method, []).append(_diagnosed(model, sequence))
     return found
@@ -438,7 +414,7 @@ def one_step(setup: Split, made: dict[str, tuple[Family, float]], seed: int = 0)
     first, second = split("MNIST", "domain", setup.train_limit, setup.held_limit)[:2]
     model = network("domain", setup.hidden, seed).to(device())
     flat = consolidation.none().prior(snapshot(model))
-    with one_thread(setup):
+    with one_thread(setup.small):
         fit(model, first.train, flat, 0.0, setup.settings, generator(seed))
     start = snapshot(model)
     found = {"start": start}

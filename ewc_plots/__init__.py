@@ -11,6 +11,7 @@ from ewc_plots.information import along_training, one_image, pixels, sampling, s
 from ewc_plots.interactive import Playable, toss_coins, turn_strength, update_mean
 from ewc_plots.learning import before_after, curves, figure_one, image_rows, ladder, strengths
 from ewc_plots.many import by_strength, by_task, counted, directions, from_joint, remembered, sequence, stiffening
+from ewc_plots.own import protected, traded, two_tasks
 from ewc_plots.paper import by_depth, search, tasks_seen
 from ewc_plots.scenarios import buffer_sizes, diagnoses, drift, gap, scenario_rows, valley
 from ewc_plots.style import COLOURS, DASHES, use_style

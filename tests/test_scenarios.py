@@ -15,6 +15,7 @@ from ewc_code.tasks import SCENARIOS, split
 from ewc_code.training import Settings
 from ewc_experiments import scenarios
 from ewc_experiments.scenarios import SPLIT, Split
+from ewc_experiments.workers import one_thread
 
 TINY = replace(
     SPLIT["smoke"], hidden=(8, 8), train_limit=40, held_limit=20, seeds=(0, 1), examples=20, kept=4,
@@ -140,10 +141,10 @@ def test_costs_count_what_is_kept() -> None:
 
 def test_one_thread_is_for_small_networks_and_put_back() -> None:
     before = torch.get_num_threads()
-    with scenarios.one_thread(TINY):
+    with one_thread(TINY.small):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-    with scenarios.one_thread(SPLIT["paper"]):
+    with one_thread(SPLIT["paper"].small):
         assert torch.get_num_threads() == before
 
 

@@ -115,6 +115,9 @@ def test_diagonal_and_full_of_every_layer(name: str, labels: fisher.Labels) -> N
         full = fisher.full(model, data, generator=generator(5), batch_size=4, **rest)
     torch.testing.assert_close(flatten(diagonal), wanted.diagonal(), **TIGHT)
     torch.testing.assert_close(full, wanted, **TIGHT)
+    # A graph would be kept in every belief, and its second use in a loss would fail.
+    assert not full.requires_grad
+    assert not any(value.requires_grad for value in diagonal.values())
 
 
 def test_the_closed_form_is_taken_where_it_should_be_and_nowhere_else() -> None:

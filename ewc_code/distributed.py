@@ -1,7 +1,7 @@
 r"""Curvature of data that is spread over processes, by `torch.distributed`: gloo on CPUs, NCCL on GPUs.
 
-The Fisher is a mean over examples; over all of them it is the mean of the processes' own means, each weighted by its
-number of examples. One line more than on one process, the same on every rank:
+The Fisher of all examples is the mean of the processes' own, each weighted by its number of examples. One line more
+than on one process, the same on every rank:
 
     found, n = fisher.over_batches(fisher.diagonal, model, my_share)
     found, n = distributed.across(found, n)
@@ -35,8 +35,8 @@ def across(found: Any, n: int, group: Any = None) -> tuple[Any, int]:
     (None: all processes) calls it, and all get the same numbers. With `labels="sampled"` each rank needs a seed of its
     own, or all draw alike.
 
-    A RuntimeError where no process group is initialised; a ValueError, on all ranks at once so that none waits for the
-    others, where what they bring does not fit together.
+    A RuntimeError without a process group; a ValueError where what the ranks bring does not fit together, on all ranks
+    at once, so that none waits for the others.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,6 +35,7 @@ from ewc_code.data import Examples, load
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal
 from ewc_code.models import Params, mlp, nll, snapshot
+from ewc_code.models import transformer as transformer_model
 from ewc_code.sweep import Outcome, Run, learn_stacked, sweep
 from ewc_code.tasks import permuted_mnist
 from ewc_code.training import Settings, optimiser
@@ -63,7 +64,7 @@ class Setup:
 
 
 SCALE = {
-    "smoke": Setup((784, 64, 64, 10), 500, 64, (4, 32, 256), 512, 256, 2**21, 3, (1, 4), (784, 16, 10), 500),
+    "smoke": Setup((784, 64, 64, 10), 500, 64, (4, 32, 256), 512, 512, 2**18, 3, (1, 2, 4), (784, 16, 10), 500),
     "laptop": Setup(
         (784, 400, 400, 10), 2_000, 128, (4, 16, 64, 256, 1024), 2048, 1024, 2**24, 9, (1, 2, 4, 8, 16),
         (784, 32, 32, 10), 2_000,
@@ -130,13 +131,14 @@ def shapes(model: nn.Module, x: Tensor) -> Network:
 
 
 def transformer(width: int, blocks: int, context: int, vocabulary: int) -> Network:
-    """A decoder's shapes: in each block queries, keys and values, the way out, and two layers of four times the width.
+    """The shapes of `models.transformer`, of any size: nothing is made.
 
-    An example is a text of `context` tokens; attention multiplies T x T scores twice. Chapter "Scale".
+    In each block queries, keys and values, the way out, and two layers of four times the width; an example is a text of
+    `context` tokens, and attention has two products of T x T scores. Chapter "Scale".
     """
     inner = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     layers = tuple(Shape(i, o, context, count=blocks) for i, o in inner)
-    head = Shape(width, vocabulary, context, bias=False)
+    head = Shape(width, vocabulary, context)
     loose = (vocabulary + context) * width + (2 * blocks + 1) * 2 * width
     return Network((*layers, head), others=blocks * 4 * context**2 * width, loose=loose)
 
@@ -199,7 +201,7 @@ def counted(work: Callable[[], object]) -> int:
     added = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
     counter = FlopCounterMode(display=False, custom_mapping=added)
     counter.mod_tracker = _Everywhere()  # type: ignore[assignment]
-    with counter:
+    with counter, sdpa_kernel(SDPBackend.MATH):  # attention as products that can be counted
         work()
     return counter.get_total_flops()
 
@@ -208,32 +210,6 @@ def counted_per_example(work: Callable[[Examples], object], data: Examples) -> f
     """Operations an example: what twice as many examples add, which leaves out what is done once for all."""
     half = len(data) // 2
     return (counted(lambda: work(data[: 2 * half])) - counted(lambda: work(data[:half]))) / half
-
-
-class Decoder(nn.Module):
-    """A small transformer with the shapes of `transformer`: (n, t) tokens -> logits (n, t, vocabulary)."""
-
-    def __init__(self, width: int, blocks: int, context: int, vocabulary: int) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(context, width))
-        block: Callable[[], dict[str, nn.Module]] = lambda: {  # noqa: E731
-            "before": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, width),
-            "between": nn.LayerNorm(width), "up": nn.Linear(width, 4 * width), "down": nn.Linear(4 * width, width),
-        }  # fmt: skip
-        self.blocks = nn.ModuleList(nn.ModuleDict(block()) for _ in range(blocks))
-        self.after, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the next token, at every position."""
-        h = self.tokens(x) + self.places[: x.shape[1]]  # (n, t, d)
-        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        for block in self.blocks:
-            assert isinstance(block, nn.ModuleDict)
-            q, k, v = block["qkv"](block["before"](h)).chunk(3, -1)
-            scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(later, -torch.inf)  # (n, t, t)
-            h = h + block["out"](scores.softmax(-1) @ v)
-            h = h + block["down"](F.gelu(block["up"](block["between"](h))))
-        return self.head(self.after(h))
 
 
 def convolutional(seed: int = 0) -> nn.Module:
@@ -366,9 +342,9 @@ def stepper(model: nn.Module, data: Examples, belief: Diagonal | None, batch: in
     return step
 
 
-def training_steps(sizes: tuple[int, ...], data: Examples, batch: int) -> dict[str, Step]:
-    """A plain step, and with EWC's penalty by autograd and by hand, on three copies of a network."""
-    plain, penalised, by_hand = (mlp(sizes).to(device()) for _ in range(3))
+def training_steps(make: Callable[[], nn.Module], data: Examples, batch: int) -> dict[str, Step]:
+    """A plain step, and with EWC's penalty by autograd and by hand, each on a network of its own."""
+    plain, penalised, by_hand = (make().to(device()) for _ in range(3))
     belief = Diagonal.isotropic(snapshot(plain), 1.0)
     return {
         "plain": stepper(plain, data, None, batch),
@@ -389,19 +365,37 @@ class Overhead:
     by_hand: float  #: As `ratio`, with the penalty's gradient in closed form.
 
 
-def overheads(setup: Setup, data: Examples, steps: int = 4) -> list[Overhead]:
-    """What the penalty adds to a step, by batch size; each round makes a few steps of both kinds in turn."""
-    found = []
-    for batch in setup.batches:
-        pair = training_steps(setup.sizes, data, batch)
-        works = {name: lambda step=step: [step() for _ in range(steps)] for name, step in pair.items()}
-        times = interleaved(works, 2 * setup.rounds)
-        each = sorted(a / b for a, b in zip(times["EWC"], times["plain"], strict=True))
-        quarter = len(each) // 4
-        plain = statistics.median(times["plain"]) / steps
-        by_hand = ratio(times, "by hand", "plain")
-        found.append(Overhead(batch, plain, statistics.median(each), each[quarter], each[-1 - quarter], by_hand))
-    return found
+def overhead(make: Callable[[], nn.Module], data: Examples, batch: int, rounds: int, steps: int = 4) -> Overhead:
+    """What the penalty adds to a step; each round makes a few steps of each kind in turn."""
+    kinds = training_steps(make, data, batch)
+    works = {name: lambda step=step: [step() for _ in range(steps)] for name, step in kinds.items()}
+    times = interleaved(works, rounds)
+    each = sorted(a / b for a, b in zip(times["EWC"], times["plain"], strict=True))
+    quarter, plain = len(each) // 4, statistics.median(times["plain"]) / steps
+    by_hand = ratio(times, "by hand", "plain")
+    return Overhead(batch, plain, statistics.median(each), each[quarter], each[-1 - quarter], by_hand)
+
+
+def predicted_share(network: Network, batch: int, ceilings: "Ceilings") -> float:
+    r"""What the roofline says that a diagonal penalty adds to a step with Adam, as a share of it.
+
+        5 w P / bandwidth  over  batch operations / peak + 7 w P / bandwidth,   w = 4 bytes
+
+    The penalty reads three numbers a parameter (theta, mean, precision) and reads and writes the gradient; Adam reads
+    four and writes three. Chapter "Scale".
+    """
+    size = FLOAT * network.parameters / ceilings.bandwidth
+    return 5 * size / (batch * operations(network, "training") / ceilings.peak + 7 * size)
+
+
+def small_networks(setup: Setup, data: Examples) -> dict[str, tuple[Callable[[], nn.Module], Examples, int]]:
+    """Of each kind of network that the book trains: how it is made, data for it, and examples a step."""
+    texts = torch.randint(0, 64, (256, 48), generator=generator(0)).to(device())
+    return {
+        "fully connected": (partial(mlp, setup.sizes), data, setup.batch),
+        "convolutional": (convolutional, data, setup.batch),
+        "transformer": (partial(transformer_model, 64), Examples(texts, texts), 32),
+    }
 
 
 GROUPS = {
@@ -541,7 +535,7 @@ class Cost:
     moved: dict[str, float]  #: Bytes that this moves, at least.
 
 
-WIDTHS = (96, 256, 512, 1024, 2048, 4096, 8192, 10240)
+WIDTHS = (64, 256, 512, 1024, 2048, 4096, 8192, 10240)
 
 
 def costs(width: int, examples: int, context: int = 1024, vocabulary: int = 256) -> Cost:

@@ -38,6 +38,7 @@ CHAPTERS = {
     "Many tasks": "many",
     "Beyond the diagonal": "beyond",
     "Where it fails": "fails",
+    "Scale": "scale",
 }
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import ewc_code
@@ -206,6 +208,26 @@ def counted(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+class _Passing(TorchDispatchMode):
+    """Adds up the numbers that every operation reads and writes."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs or {}, out)) if isinstance(t, Tensor)]
+            self.total += sum(min(t.numel(), t.untyped_storage().nbytes() // t.element_size()) for t in tensors)
+        return out
+
+
+def passed(work: Callable[[], object]) -> int:
+    """Numbers that a call reads and writes, operation by operation, as if there were no caches."""
+    with _Passing() as passing:
+        work()
+    return passing.total
+
+
 def counted_per_example(work: Callable[[Examples], object], data: Examples) -> float:
     """Operations an example: what twice as many examples add, which leaves out what is done once for all."""
     half = len(data) // 2
@@ -232,11 +254,17 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def interleaved(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in each round; all take their turn in a round, so that a neighbour's load falls on all."""
+    """Seconds of each work in each round; all take their turn in a round, so that a neighbour's load falls on all.
+
+    Each round begins with another work, so that none always follows the same one and what that left in the caches.
+    """
     for work in works.values():
         seconds(work)  # the first call pays for memory and for code that is loaded when it is first used
-    each = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
-    return {name: [found[name] for found in each] for name in works}
+    names, times = list(works), {name: list[float]() for name in works}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(seconds(works[name]))
+    return times
 
 
 def ratio(times: Mapping[str, Sequence[float]], over: str, under: str) -> float:
@@ -608,8 +636,3 @@ def per_example(model: nn.Module, data: Examples, chunk: int = 64) -> dict[str, 
 def alone(setup: scale_worker.Work) -> Diagonal:
     """The same work as `spread`'s, on one process."""
     return scale_worker.work(setup)[0]
-
-
-def uneven(setup: scale_worker.Work) -> scale_worker.Work:
-    """The same with shares of the curvature that differ by rank."""
-    return replace(setup, uneven=True)

@@ -55,7 +55,7 @@ def penalty_shares(found: Sequence[Overhead], least: Sequence[float]) -> Figure:
     axis.plot(batches, [o.by_hand - 1 for o in found], color=COLOURS["green"], linestyle="-.", marker="^",
               markersize=5, label="gradient by hand")  # fmt: skip
     axis.plot(batches, least, color=COLOURS["vermilion"], linestyle="--", marker="s", markersize=4,
-              label="least, by the roofline")  # fmt: skip
+              label="roofline")  # fmt: skip
     axis.axhline(0, color=COLOURS["grey"], linewidth=1)
     axis.set(xscale="log", xlabel="examples in a batch", ylabel="time added to a step,\nshare of it")
     axis.set_xticks(batches, [f"{b:,}" for b in batches])

@@ -39,7 +39,8 @@ def roofs(measured: Sequence[Ceilings], quoted: Sequence[Ceilings], points: Sequ
     looks = zip(MARKERS, ("blue", "sky", "green", "vermilion", "orange", "purple"), points, strict=False)
     for marker, colour, point in looks:
         axis.plot(point.intensity, point.operations / point.seconds, marker=marker, color=COLOURS[colour],
-                  linestyle="none", markersize=8, label=point.name)  # fmt: skip
+                  linestyle="none", markersize=9, markerfacecolor="none", markeredgewidth=1.8,
+                  label=point.name)  # fmt: skip
     axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="operations a second")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
     return figure
@@ -85,9 +86,10 @@ def memory_needed(rows: Sequence[Cost], machine: Hardware) -> Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
     sizes = [row.parameters for row in rows]
     kinds = (("full", "black", ":", "x"), ("kronecker", "vermilion", "--", "s"), ("diagonal", "blue", "-", "o"))
+    names = {"kronecker": "Kronecker"}
     for kind, colour, dash, marker in kinds:
         axis.plot(sizes, [row.memory[kind] for row in rows], color=COLOURS[colour], linestyle=dash, marker=marker,
-                  markersize=5, label=kind)  # fmt: skip
+                  markersize=5, label=names.get(kind, kind))  # fmt: skip
     room = f"one device's {machine.memory / 1e9:.0f} GB"
     axis.axhline(machine.memory, color=COLOURS["grey"], linewidth=1.2, linestyle="-.", label=room)
     axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel="bytes of the belief")

@@ -13,6 +13,7 @@ from ewc_code import distributed, fisher
 from ewc_code.data import Examples
 from ewc_code.fisher import Factors
 from ewc_code.gaussian import Diagonal
+from ewc_code.laplace import laplace
 from ewc_code.models import nll, snapshot
 
 RANKS = 2
@@ -61,6 +62,11 @@ def curvature(rank: int) -> tuple:
     return diagonal, kronecker, full
 
 
+def belief(rank: int) -> Diagonal:
+    """One argument more than on one process."""
+    return laplace(model(), share(rank), Diagonal.isotropic(snapshot(model()), 2.0), group=dist.group.WORLD)
+
+
 def training(rank: int, world: int = RANKS) -> tuple[dict, dict]:
     """Steps under a belief, with the penalty's gradient in the same backward pass and in one of its own."""
     found = []
@@ -102,7 +108,7 @@ def one_rank_only(rank: int) -> tuple:
     return distributed.across(torch.tensor([float(rank)]), rank + 1, groups[rank])
 
 
-JOBS = {"curvature": curvature, "training": training, "refused": refused, "alone": one_rank_only}
+JOBS = {"curvature": curvature, "belief": belief, "training": training, "refused": refused, "alone": one_rank_only}
 
 
 def test_shares_of_any_size_give_the_whole_curvature(tmp_path: Path) -> None:
@@ -117,6 +123,14 @@ def test_shares_of_any_size_give_the_whole_curvature(tmp_path: Path) -> None:
     torch.testing.assert_close(full, fisher.full(model(), data()), rtol=1e-10, atol=1e-16)
     assert all(diagonal[name].equal(second[0][0][name]) for name in diagonal)  # the same bits on every rank
     assert full.equal(second[2][0])
+
+
+def test_laplace_with_a_group_is_that_of_all_data(tmp_path: Path) -> None:
+    whole = laplace(model(), data(), Diagonal.isotropic(snapshot(model()), 2.0))
+    for found in on_ranks(tmp_path, "belief"):
+        for name, value in whole.precision.items():
+            torch.testing.assert_close(found.precision[name], value, rtol=1e-10, atol=0)
+            assert found.mean[name].equal(whole.mean[name])
 
 
 def test_the_unweighted_mean_would_be_seen() -> None:

@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ewc_experiments.scale import Ceilings, Cost, Hardware, Overhead, Point, Stacked
-from ewc_plots.style import COLOURS, DASHES, WIDTH
+from ewc_plots.style import COLOURS, WIDTH
 
 HATCHES = ("", "///", "...", "xx")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -33,7 +33,8 @@ def roofs(measured: Sequence[Ceilings], quoted: Sequence[Ceilings], points: Sequ
     """Operations a second against operations a byte: a roof a machine, dashed where it is quoted; a mark a work."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.6))
     span = np.logspace(-1.2, 3.3, 200)
-    for ceilings, dash, colour in zip([*measured, *quoted], DASHES, ("black", "purple", "green", "grey"), strict=False):
+    solid = zip(measured, ("-", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), ("black", "green", "grey", "sky"), strict=False)
+    for ceilings, dash, colour in [*solid, *((found, "--", "purple") for found in quoted)]:
         roof = np.minimum(ceilings.peak, ceilings.bandwidth * span)
         axis.plot(span, roof, color=COLOURS[colour], linestyle=dash, label=ceilings.name)
     looks = zip(MARKERS, ("blue", "sky", "green", "vermilion", "orange", "purple"), points, strict=False)

@@ -587,6 +587,41 @@ def costs(width: int, examples: int, context: int = 1024, vocabulary: int = 256)
 H100 = Hardware(Ceilings("NVIDIA H100 SXM (data sheet)", 494.5e12, 3.35e12), utilisation=0.4, memory=80e9)
 
 
+BYTES = {"ZB": 1e21, "EB": 1e18, "PB": 1e15, "TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+HOURS = {"years": 24 * 365.25, "days": 24.0, "h": 1.0, "min": 1 / 60, "s": 1 / 3600, "ms": 1 / 3.6e6}
+
+
+def in_units(value: float, units: Mapping[str, float]) -> str:
+    """A positive value in the largest of the units that it has at least one of, else in the smallest."""
+    name = next((name for name, size in units.items() if value >= size), list(units)[-1])
+    return f"{value / units[name]:,.3g} {name}"
+
+
+def memory_table(rows: Sequence[Cost]) -> str:
+    """What the beliefs keep, as a Markdown table."""
+    kinds = ("diagonal", "kronecker", "full")
+    lines = ["| parameters | diagonal | Kronecker | full |", "|---|---|---|---|"]
+    for row in rows:
+        kept = " | ".join(in_units(row.memory[kind], BYTES) for kind in kinds)
+        lines.append(f"| {row.parameters:.1e} | {kept} |")
+    return "\n".join(lines)
+
+
+def time_table(rows: Sequence[Cost], here: Hardware, device: Hardware = H100) -> str:
+    """Operations of the curvature, and the time that they take here and on a larger device, as a Markdown table."""
+    lines = [
+        "| parameters | operations, diagonal | this machine | H100 | operations, Kronecker | H100 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        time_on = lambda machine, what, row=row: in_units(machine.hours(row.operations[what], row.moved[what]), HOURS)  # noqa: E731
+        lines.append(
+            f"| {row.parameters:.1e} | {row.operations['diagonal']:.1e} | {time_on(here, 'diagonal')} "
+            f"| {time_on(device, 'diagonal')} | {row.operations['kronecker']:.1e} | {time_on(device, 'kronecker')} |"
+        )
+    return "\n".join(lines)
+
+
 def data_for(setup: Setup) -> Examples:
     """Images of MNIST on the device, enough for the largest batch."""
     return load("MNIST").train[: max(setup.images, 2 * max(setup.batches))]

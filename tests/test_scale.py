@@ -193,3 +193,15 @@ def test_costs_grow_as_they_should() -> None:
         blocks = max(1, row.width // 128) * 12 * row.width**2
         assert 1 < row.parameters / blocks < 3.2
         assert row.operations["training"] > 6 * 100 * 1024 * blocks
+
+
+def test_tables_say_their_units() -> None:
+    assert scale.in_units(2.5e9, scale.BYTES) == "2.5 GB"
+    assert scale.in_units(0.5, scale.HOURS) == "30 min"
+    assert scale.in_units(36.0, scale.HOURS) == "1.5 days"
+    assert scale.in_units(1e-9, scale.HOURS) == "0.0036 ms"
+    rows = [scale.costs(64, 10), scale.costs(1024, 10)]
+    here = scale.Hardware(scale.Ceilings("here", 1e11, 1e10), 1.0, 1e9)
+    assert scale.memory_table(rows).count("\n") == 3
+    assert scale.time_table(rows, here).count("\n") == 3
+    assert "EB" not in scale.memory_table(rows[:1])

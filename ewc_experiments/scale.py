@@ -216,7 +216,8 @@ class _Passing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
-            tensors = [t for t in tree_leaves((args, kwargs or {}, out)) if isinstance(t, Tensor)]
+            read = {name: value for name, value in (kwargs or {}).items() if name != "out"}  # that is written only
+            tensors = [t for t in tree_leaves((args, read, out)) if isinstance(t, Tensor)]
             self.total += sum(min(t.numel(), t.untyped_storage().nbytes() // t.element_size()) for t in tensors)
         return out
 

@@ -88,6 +88,8 @@ def test_passed_counts_what_is_read_and_written() -> None:
     a, b = torch.ones(100), torch.ones(100)
     assert scale.passed(lambda: a + b) == 300
     assert scale.passed(lambda: a.add_(b)) == 300
+    room = torch.empty(100)
+    assert scale.passed(lambda: torch.sub(a, b, out=room)) == 300
     assert scale.passed(lambda: a.view(10, 10)) == 0
     assert scale.passed(lambda: torch.zeros(()).expand(100) + a) == 202  # zeros writes one, which is read once
 

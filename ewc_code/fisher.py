@@ -294,6 +294,10 @@ def over_batches(
 def _running(old: Any, new: Any, share: float) -> Any:
     """The running mean, after one more batch that holds this share of all examples so far."""
     if isinstance(old, Factors):
+        if old.scale is not None:
+            raise ValueError(
+                "batches must be of plain Kronecker factors; got corrected ones, each in a basis of its own."
+            )
         return Factors(_running(old.inputs, new.inputs, share), _running(old.outputs, new.outputs, share))
     if isinstance(old, dict):
         return {name: _running(value, new[name], share) for name, value in old.items()}

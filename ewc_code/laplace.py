@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from ewc_code import fisher
+from ewc_code import distributed, fisher
 from ewc_code.data import Examples
 from ewc_code.fisher import Factors, Labels
 from ewc_code.gaussian import Diagonal, Full, Kronecker, log_normaliser
@@ -30,6 +30,7 @@ def laplace(
     labels: Labels = "exact",
     generator: Generator | None = None,
     examples: int | None = None,
+    group: Any = None,
 ) -> Gaussian:
     r"""Belief after a task: mean at the model's parameters, precision grown by N times the mean Fisher information.
 
@@ -41,6 +42,8 @@ def laplace(
     `prior`, the belief before the task; each kind of belief gives one of its own kind. With `examples`, the
     mean Fisher is that of the first so many, which must be in random order (chapter "Fisher in the wild" says how many
     are enough); N stays the number of all. Data larger than memory come as batches, from a DataLoader say.
+    With a process `group` (`torch.distributed.group.WORLD` for all) each of its processes brings its own share of the
+    data, and all get the same belief (chapter "Scale").
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
     mode = snapshot(model)
@@ -52,6 +55,8 @@ def laplace(
         found, n = fisher.over_batches(estimate, model, data)
     else:
         raise ValueError(f"`examples` needs all data at hand, as Examples; got {type(data).__name__}. Leave it out.")
+    if group is not None:
+        found, n = distributed.across(found, n, group)
     if isinstance(prior, Full):
         return prior.moved(mode, n * found)
     if isinstance(prior, Kronecker):

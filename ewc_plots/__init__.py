@@ -13,6 +13,7 @@ from ewc_plots.learning import before_after, curves, figure_one, image_rows, lad
 from ewc_plots.many import by_strength, by_task, counted, directions, from_joint, remembered, sequence, stiffening
 from ewc_plots.own import protected, traded, two_tasks
 from ewc_plots.paper import by_depth, search, tasks_seen
+from ewc_plots.scale import by_stack, memory_needed, penalty_shares, roofs, where_time_goes
 from ewc_plots.scenarios import buffer_sizes, diagnoses, drift, gap, scenario_rows, valley
 from ewc_plots.style import COLOURS, DASHES, use_style
 from ewc_plots.wild import apart, common_and_own, first_layer, multiples, subset

@@ -4,6 +4,7 @@ import copy
 import resource
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -217,6 +218,13 @@ def test_belief_counts_positions_and_batches_add_up() -> None:
     torch.testing.assert_close(flatten(whole.precision), flatten(expected), **TIGHT)
     batches = [(data.x[i : i + 3], data.y[i : i + 3]) for i in (0, 3, 6)]
     torch.testing.assert_close(flatten(laplace(model, batches, prior, "data").precision), flatten(expected), **TIGHT)
+
+
+def test_corrected_factors_of_several_batches_are_refused() -> None:
+    model, data = network(), classes(8)
+    corrected = partial(fisher.kronecker, corrected=True)
+    with pytest.raises(ValueError, match="got corrected ones, each in a basis of its own"):
+        fisher.over_batches(corrected, model, [(data.x[:4], data.y[:4]), (data.x[4:], data.y[4:])])
 
 
 def test_fit_weighs_the_penalty_by_the_number_of_labels() -> None:

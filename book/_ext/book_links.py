@@ -39,6 +39,7 @@ CHAPTERS = {
     "Beyond the diagonal": "beyond",
     "Where it fails": "fails",
     "Your own model": "own",
+    "Scale": "scale",
 }
 
 

@@ -342,7 +342,8 @@ def test_no_network_means_the_sample_with_a_warning(
     published: Path, root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     downloads(monkeypatch, published, raising(error))
-    with pytest.warns(UserWarning, match=r"MNIST and FashionMNIST are not in .*, or not whole.*embedded sample.*Set EWC_DATA") as seen:
+    said = r"MNIST and FashionMNIST are not in .*, or not whole.*embedded sample.*Set EWC_DATA"
+    with pytest.warns(UserWarning, match=said) as seen:
         assert data.source() == "sample"
     assert str(root) in str(seen[0].message)
     with warnings.catch_warnings():

@@ -46,7 +46,6 @@ LABELS = {
 SAMPLE = Path(__file__).parent / "sample"
 VALIDATION_SHARE = 6  # one training image in six is held out to choose settings, the rest is trained on
 TIMEOUT_S = 20.0
-PATIENCE_S = 600.0  # how long another process's download is waited for
 _SCHEMAS: list[torch.library.Library] = []  # schemas that `torchvision_datasets` declares live as long as this does
 # What a folder or a disk answers; any other OSError while downloading is the network's.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT,
@@ -108,8 +107,8 @@ def _source(setting: str) -> str:
     damaged = [said for name in wrong for file, said in wrong[name].items() if (folder / name / "raw" / file).exists()]
     if damaged and setting:
         raise ValueError(
-            f"{damaged[0]}. The folder of EWC_DATA is left as it is: put the published file there, or unset EWC_DATA, "
-            "and the book fetches a copy of its own, or set EWC_DATA to 'sample' for the embedded sample."
+            f"{damaged[0]}, and left as it is in the folder of EWC_DATA: put the published file there, or unset "
+            "EWC_DATA and the book fetches a copy of its own, or set it to 'sample' for the embedded sample."
         )
     try:
         for name in wrong:
@@ -146,9 +145,8 @@ def load(name: str, on: torch.device | None = None) -> Images:
     """'MNIST' or 'FashionMNIST' as tensors: pixels in 0..1, flattened to 784, on a device (`environment.device`).
 
     The validation part is a sixth of the training images, drawn once with a fixed seed; it is never trained on.
-    Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000. Another name is a
-    ValueError, and what `source` raises: for a file of EWC_DATA's that is not what was published a ValueError, for a
-    full disk or a read-only folder an OSError.
+    Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000. Another name, or
+    a damaged file in a folder of EWC_DATA's, is a ValueError; a full disk or a read-only folder an OSError.
     """
     if name not in CHECKSUMS:
         raise ValueError(f"data set must be one of {list(CHECKSUMS)}; got {name!r}.")
@@ -195,15 +193,12 @@ def _wrong(folder: Path, name: str) -> dict[str, str]:
     for file, expected in CHECKSUMS[name].items():
         path = folder / name / "raw" / file
         try:
-            found = hashlib.sha256(content := path.read_bytes()).hexdigest()
+            content = path.read_bytes()
+            found = f"{hashlib.sha256(content).hexdigest()} ({len(content)} bytes)"
         except OSError as error:
-            said[file] = f"{path} must be a file that can be read; got: {error.strerror}"
-            continue
-        if found != expected:
-            said[file] = (
-                f"{path} must have the published content, SHA-256 {expected}; got {found} ({len(content)} bytes). "
-                "It is truncated or altered"
-            )
+            found = str(error.strerror)
+        if not found.startswith(expected):
+            said[file] = f"{path} must have the published content, SHA-256 {expected}; got {found}. It is damaged"
     return said
 
 
@@ -216,7 +211,7 @@ def _download(folder: Path, name: str) -> None:
     timeout, partial = socket.getdefaulttimeout(), folder / ".ewc_code-download"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".ewc_code-lock", timeout=PATIENCE_S):
+        with FileLock(folder / ".ewc_code-lock", timeout=30 * TIMEOUT_S):
             try:
                 shutil.rmtree(partial, ignore_errors=True)
                 if wrong := _wrong(folder, name):  # else another process fetched it while this one waited

@@ -77,7 +77,7 @@ def sweep(
             `concurrent.futures` pool, dask's `Client.get_executor()`, submitit's `AutoExecutor`, mpi4py's
             `MPIPoolExecutor`. None: here, one stack after another.
         folder: Where finished runs are kept, a file each, written at once and whole by this process alone; those found
-            there are not done again, but where a file is not as it was written.
+            there as they were written are not done again.
         stack: Runs in one stacked computation, at most. More fill a device better and take more memory.
         progress: Called with a line whenever runs are finished.
         attempts: How often a stack is begun whose worker was lost, before its runs are given up.
@@ -87,14 +87,8 @@ def sweep(
     """
     named = {run.key: run for run in runs}
     folder = Path(folder) if folder is not None else None
-    found: dict[str, Outcome] = {}
-    for key, run in named.items() if folder else ():
-        try:
-            found[key] = _read(folder / f"{key}.json", run)
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            progress(f"{error}; the run is done again")
+    kept = {key: _read(folder / f"{key}.json", run, progress) for key, run in named.items()} if folder else {}
+    found = {key: outcome for key, outcome in kept.items() if outcome}
     if found:
         progress(f"{len(found)} of {len(named)} runs were there already")
     groups: dict[str, list[str]] = {}
@@ -202,7 +196,7 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
 def _fit_stack(
     i: int, members: Sequence[tuple[Run, nn.Module, Belief, Sequence[Task], Params | None]]
 ) -> tuple[list[list[float]], list[tuple[int, list[list[float]]]], list[int]]:
-    """`training.fit` of task i for all; objectives by epoch, (step, accuracies) of each look, last step or first bad."""
+    """`training.fit` of task i for all; objectives by epoch, looks as (step, accuracies), first bad step or last."""
     runs, models, beliefs, sequences, works = zip(*members, strict=True)
     tracked = [m for m, work in enumerate(works) if work]
     tasks, settings, base = [tasks[i] for tasks in sequences], runs[0].settings, models[0]
@@ -324,22 +318,23 @@ def _alike(run: Run) -> str:
     return described(common) + described(run.method.prior)
 
 
-def _read(path: Path, run: Run) -> Outcome:
-    """A kept run; a ValueError where the file is truncated, altered or another run's."""
+def _read(path: Path, run: Run, progress: Callable[[str], None]) -> Outcome | None:
+    """A kept run; None where there is none, or only one that was damaged, which is said."""
     try:
-        whole = json.loads(path.read_bytes())
-        if whole != _sealed(whole["run"], whole["outcome"]) or whole["run"] != described(run):
+        whole = json.loads(path.read_bytes()) if path.exists() else None
+        if whole is not None and whole != _sealed(described(run), whole["outcome"]):
             raise ValueError("it was altered, or is another run's")
-        stored = whole["outcome"]
-        return Outcome(**stored | {"record": stored["record"] and Record(**stored["record"])})
+        record = whole and whole["outcome"]["record"]
+        return whole and Outcome(**whole["outcome"] | {"record": record and Record(**record)})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a finished run as it was written; got: {error!r}") from error
+        progress(f"{path} must hold a finished run as it was written; got: {error!r}. The run is done again.")
+        return None
 
 
 def _sealed(run: str, outcome: dict[str, Any]) -> dict[str, Any]:
     """A finished run with a checksum of all of it."""
-    text = json.dumps([run, outcome])
-    return {"run": run, "outcome": outcome, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    checksum = hashlib.sha256(json.dumps([run, outcome]).encode()).hexdigest()
+    return {"run": run, "outcome": outcome, "sha256": checksum}
 
 
 def _write(path: Path, run: Run, outcome: Outcome) -> None:

@@ -89,6 +89,7 @@ def open_cache(folder: Path, key: str):
             logger.info("book: the package, its requirements or the settings changed; every chapter runs again")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        get_cache(str(folder)).list_cache_records()  # makes the tables: without them the cache counts as none
         partial = folder / "fingerprint.partial"
         partial.write_text(key)
         partial.replace(stored)

@@ -320,12 +320,14 @@ def _alike(run: Run) -> str:
 
 def _read(path: Path, run: Run, progress: Callable[[str], None]) -> Outcome | None:
     """A kept run; None where there is none, or only one that was damaged, which is said."""
+    if not path.exists():
+        return None
     try:
-        whole = json.loads(path.read_bytes()) if path.exists() else None
-        if whole is not None and whole != _sealed(described(run), whole["outcome"]):
+        whole = json.loads(path.read_bytes())
+        if whole != _sealed(described(run), whole["outcome"]):
             raise ValueError("it was altered, or is another run's")
-        record = whole and whole["outcome"]["record"]
-        return whole and Outcome(**whole["outcome"] | {"record": record and Record(**record)})
+        record = whole["outcome"]["record"]
+        return Outcome(**whole["outcome"] | {"record": record and Record(**record)})
     except (ValueError, KeyError, TypeError) as error:
         progress(f"{path} must hold a finished run as it was written; got: {error!r}. The run is done again.")
         return None

@@ -19,10 +19,14 @@ def main(root: Path) -> int:
     """Compare what there is with what was noted."""
     folder = root / "_build"
     with book_finished.alone(folder, print):
-        now = book_finished.described(root) | {"site": book_finished.site(folder / "html")}
         try:
-            same = json.loads((folder / book_finished.NOTE).read_text()) == json.loads(json.dumps(now))
-        except (OSError, ValueError):
+            noted = json.loads((folder / book_finished.NOTE).read_text())
+            same = noted["sources"] == book_finished.sources(root) and noted["site"] == book_finished.site(
+                folder / "html"
+            )
+            # Last, because it takes seconds to import what tells the settings.
+            same = same and noted["settings"] == json.loads(json.dumps(book_finished.settings()))
+        except (OSError, ValueError, KeyError, TypeError):
             same = False
     if same:
         print("nothing changed since the last build: _build/html/index.html is up to date (`make clean` builds anew)")

@@ -599,12 +599,13 @@ def test_a_second_build_waits_and_says_so(tmp_path: Path) -> None:
         with finished.alone(tmp_path, said.append):
             held.set()
             time.sleep(0.3)
+            said.append("ended")
 
     thread = threading.Thread(target=first)
     thread.start()
     assert held.wait(10) and said == []
     finished.alone(tmp_path, said.append).release()
-    assert len(said) == 1 and str(tmp_path) in said[0]
+    assert len(said) == 2 and str(tmp_path) in said[0] and said[1] == "ended"
     thread.join()
 
 

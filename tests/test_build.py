@@ -169,6 +169,21 @@ def test_a_cache_left_in_the_middle_of_a_write_is_dropped(executing, tmp_path):
     assert not (folder / "kept").exists()
 
 
+@pytest.mark.parametrize("damaged", [b'{"cells": [1.26]}', b"", None])
+def test_a_cache_that_was_altered_is_dropped(executing, tmp_path, damaged):
+    folder = tmp_path / "cache"
+    notebook = folder / "executed/a/base.ipynb"
+    executing.open_cache(folder, "key")
+    notebook.parent.mkdir(parents=True)
+    notebook.write_bytes(b'{"cells": [1.25]}')
+    (folder / "seal").write_text(executing.seal(folder))
+    executing.open_cache(folder, "key")
+    assert notebook.exists()
+    notebook.unlink() if damaged is None else notebook.write_bytes(damaged)
+    executing.open_cache(folder, "key")
+    assert not (folder / "executed").exists()
+
+
 def test_a_cache_of_another_fingerprint_is_dropped(executing, tmp_path):
     folder = tmp_path / "cache"
     executing.open_cache(folder, "key")

@@ -4,11 +4,13 @@ Which fault is tested where (`test_the_overview_names_tests_that_exist` reads th
 
 the build is killed              here: test_a_build_killed_at_any_moment_is_right_the_next_time
                                  test_unchanged: test_the_note_is_gone_before_the_first_page_is
+  its cache is damaged           test_build: test_a_cache_that_was_altered_is_dropped
   while it writes its cache      test_build: test_a_cache_left_in_the_middle_of_a_write_is_dropped
                                  here: test_a_cache_killed_before_it_has_tables_is_made_anew
   a chapter changes meanwhile    test_unchanged: test_a_chapter_changed_while_the_book_is_built_is_built_again
   a cell fails, a page is wrong  test_build: test_failing_cells_and_wrong_signs_fail_every_time
                                  test_build: test_faults_of_a_page_fail_every_time
+  the system kills a kernel      here: test_a_kernel_that_is_killed_names_its_cell
 two builds at once               here: test_two_builds_at_once_both_end_right
                                  here: test_a_second_build_waits_and_says_so
 a sweep is killed                here: test_a_sweep_that_is_killed_loses_no_result_and_repeats_none
@@ -576,6 +578,8 @@ def test_a_build_killed_at_any_moment_is_right_the_next_time(toy: Toy) -> None:
     process = toy.start(limit=100)
     process.communicate()
     assert process.returncode != 0 and not note.exists()
+    for executed in (toy.folder / "_build/.jupyter_cache/executed").glob("*/base.ipynb"):
+        executed.write_text(executed.read_text().replace("2.25", "2.35"))  # power failed, or the disk
     process = toy.start()
     said = process.communicate()[0]
     assert process.returncode == 0, said
@@ -590,6 +594,16 @@ def extension(name: str) -> object:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(ROOT / "book/_ext"))
+
+
+def test_a_kernel_that_is_killed_names_its_cell(tmp_path: Path) -> None:
+    """As the system does that has no memory left: there is no traceback, and no output to read."""
+    notebooks = extension("book_notebooks")
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cells = [new_code_cell(source) for source in ("1", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "2")]
+    with pytest.raises(notebooks.CellFailure, match=r"one.md, cell 2 of 3: the kernel was killed.*memory"):
+        notebooks.execute(new_notebook(cells=cells), tmp_path / "one.md", "[1/1] one")
 
 
 def test_a_second_build_waits_and_says_so(tmp_path: Path) -> None:

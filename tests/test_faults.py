@@ -578,8 +578,6 @@ def test_a_build_killed_at_any_moment_is_right_the_next_time(toy: Toy) -> None:
     process = toy.start(limit=100)
     process.communicate()
     assert process.returncode != 0 and not note.exists()
-    for executed in (toy.folder / "_build/.jupyter_cache/executed").glob("*/base.ipynb"):
-        executed.write_text(executed.read_text().replace("2.25", "2.35"))  # power failed, or the disk
     process = toy.start()
     said = process.communicate()[0]
     assert process.returncode == 0, said

@@ -567,14 +567,15 @@ def test_two_builds_at_once_both_end_right(toy: Toy) -> None:
 
 def test_a_build_killed_at_any_moment_is_right_the_next_time(toy: Toy) -> None:
     """At random, after the cells have run, when a page is written; then a disk that is full for the style sheet."""
-    draw, note = random.Random(2026), toy.folder / "_build/finished.json"
-    toy.edit(2)
+    draw, note, site = random.Random(2026), toy.folder / "_build/finished.json", extension("book_finished").site
     for line in ("", "notebooks executed", "writing output"):
+        toy.edit(toy.value + 1)
         process = toy.start()
         until(process, line)
-        time.sleep(draw.uniform(0, 0.1 if line else 0.5) * toy.seconds)
+        time.sleep(draw.uniform(0, 0.3 if line else 0.5 * toy.seconds))
         kill(process)
-        assert not note.exists() or not line
+        assert not note.exists() or json.loads(note.read_text())["site"] == site(note.with_name("html"))
+    toy.edit(toy.value + 1)
     process = toy.start(limit=100)
     process.communicate()
     assert process.returncode != 0 and not note.exists()

@@ -26,8 +26,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 html: $(STAMP)  ## install, execute every chapter, write _build/html/index.html
-	@$(BIN)/python tools/unchanged.py || { \
-		$(BUILD) -n -W --keep-going && $(BIN)/python tools/unchanged.py --finished; }
+	@$(BIN)/python tools/unchanged.py || BOOK_NOTE=1 $(BUILD) -n -W --keep-going
 
 chapter: $(STAMP)  ## one chapter with the reference pages, while it is written: make chapter NAME=bayes
 	@mkdir -p _build/only-$(NAME)

@@ -5,8 +5,8 @@ import hashlib
 import io
 import lzma
 import os
+import shutil
 import socket
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +17,7 @@ from types import ModuleType
 import numpy as np
 import platformdirs
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -48,7 +49,7 @@ TIMEOUT_S = 20.0
 _SCHEMAS: list[torch.library.Library] = []  # schemas that `torchvision_datasets` declares live as long as this does
 # What a folder or a disk answers; any other OSError while downloading is the network's.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT,
-               errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)  # fmt: skip
+               errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,27 @@ class Images:
 def _source(setting: str) -> str:
     if setting == "sample":
         return "sample"
-    missing = [name for name in CHECKSUMS if not _complete(root(), name)]
+    folder = root()
+    wrong = {name: found for name in CHECKSUMS if (found := _wrong(folder, name))}
+    damaged = [said for name in wrong for file, said in wrong[name].items() if (folder / name / "raw" / file).exists()]
+    if damaged and setting:
+        raise ValueError(
+            f"{damaged[0]}, and left as it is in the folder of EWC_DATA: put the published file there, or unset "
+            "EWC_DATA and the book fetches a copy of its own, or set it to 'sample' for the embedded sample."
+        )
     try:
-        for name in missing:
-            _download(root(), name)
+        for name in wrong:
+            _download(folder, name)
     except ConnectionError as error:
         warnings.warn(
-            f"{' and '.join(missing)} are not in {root()} and could not be downloaded ({error}). The embedded sample "
-            f"of 500 training and 100 test images a class is used instead; numbers will differ from the full data's. "
-            f"Set EWC_DATA to a folder in torchvision's layout, or try again with a network.",
+            f"{' and '.join(wrong)} are not in {folder}, or not whole, and could not be downloaded ({error}). The "
+            f"embedded sample of 500 training and 100 test images a class is used instead; numbers will differ from "
+            f"the full data's. Set EWC_DATA to a folder in torchvision's layout, or try again with a network.",
             stacklevel=3,
         )
         return "sample"
+    for said in damaged:
+        warnings.warn(f"{said}. It was fetched again.", stacklevel=3)
     return "full"
 
 
@@ -120,7 +130,8 @@ def source() -> str:
     """Which data this process uses: 'full' or 'sample' (embedded). Downloads the full data when it is absent.
 
     `EWC_DATA` names the root in torchvision's layout, or is the word `sample`; without it a user cache folder is used.
-    Decided once a process, so that no two results of one run come from different data.
+    Decided once a process, so that no two results of one run come from different data. A file that is not as published
+    is fetched again where the folder is the user cache; in a folder that EWC_DATA names it is left, and a ValueError.
     """
     return _source(os.environ.get("EWC_DATA", ""))
 
@@ -134,8 +145,8 @@ def load(name: str, on: torch.device | None = None) -> Images:
     """'MNIST' or 'FashionMNIST' as tensors: pixels in 0..1, flattened to 784, on a device (`environment.device`).
 
     The validation part is a sixth of the training images, drawn once with a fixed seed; it is never trained on.
-    Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000. Another name, or a file whose content is
-    not what was published, is a ValueError; a full disk or a read-only folder an OSError.
+    Full data: 50,000 / 10,000 / 10,000 examples; sample: 4,167 / 833 / 1,000. Another name, or
+    a damaged file in a folder of EWC_DATA's, is a ValueError; a full disk or a read-only folder an OSError.
     """
     if name not in CHECKSUMS:
         raise ValueError(f"data set must be one of {list(CHECKSUMS)}; got {name!r}.")
@@ -169,50 +180,50 @@ def _examples(images: Tensor, labels: Tensor) -> Examples:
 
 
 def _read_full(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    _verify(folder, name)
-    kind = getattr(torchvision_datasets(), name)
-    train, test = kind(folder, train=True), kind(folder, train=False)
-    return train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy()
+    """The verified files themselves: torchvision's classes prefer a `processed` folder, which nobody has verified."""
+    raw, mnist = folder / name / "raw", torchvision_datasets().mnist
+    x, x_test = (mnist.read_image_file(str(raw / f"{part}-images-idx3-ubyte")).numpy() for part in ("train", "t10k"))
+    y, y_test = (mnist.read_label_file(str(raw / f"{part}-labels-idx1-ubyte")).numpy() for part in ("train", "t10k"))
+    return x, y, x_test, y_test
 
 
-def _complete(folder: Path, name: str) -> bool:
-    return all((folder / name / "raw" / file).is_file() for file in CHECKSUMS[name])
-
-
-@lru_cache(maxsize=4)
-def _verify(folder: Path, name: str) -> None:
-    legacy = folder / name / "processed" / "training.pt"
-    if legacy.is_file():
-        raise ValueError(
-            f"{legacy.parent} must not be there: torchvision would read it instead of the verified files in raw. "
-            "It was left by an old torchvision: delete it and run again."
-        )
+def _wrong(folder: Path, name: str) -> dict[str, str]:
+    """The files of a data set that are not there or not as published, and what to say of each."""
+    said = {}
     for file, expected in CHECKSUMS[name].items():
         path = folder / name / "raw" / file
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != expected:
-            raise ValueError(
-                f"{path} must have the published content, SHA-256 {expected}; got {found} "
-                f"({path.stat().st_size} bytes). It is truncated or altered: delete it and run again."
-            )
+        try:
+            content = path.read_bytes()
+            found = f"{hashlib.sha256(content).hexdigest()} ({len(content)} bytes)"
+        except OSError as error:
+            found = str(error.strerror)
+        if not found.startswith(expected):
+            said[file] = f"{path} must have the published content, SHA-256 {expected}; got {found}. It is damaged"
+    return said
 
 
 def _download(folder: Path, name: str) -> None:
     """Fetch, verify in a folder of its own, then move file by file: what lies in `folder` is always whole.
 
+    One process at a time: what lies in that folder of its own then was left by one that was killed, and goes.
     ConnectionError: no server was reached, or it sent other data; OSError: the disk is full or the folder read-only.
     """
-    timeout = socket.getdefaulttimeout()
+    timeout, partial = socket.getdefaulttimeout(), folder / ".ewc_code-download"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(TIMEOUT_S)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder, ignore_cleanup_errors=True) as temporary:
-            partial = Path(temporary)
-            getattr(torchvision_datasets(), name)(partial, train=True, download=True)
-            _verify(partial, name)
-            (folder / name / "raw").mkdir(parents=True, exist_ok=True)
-            for file in CHECKSUMS[name]:
-                os.replace(partial / name / "raw" / file, folder / name / "raw" / file)
+        with FileLock(folder / ".ewc_code-lock", timeout=30 * TIMEOUT_S):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                if wrong := _wrong(folder, name):  # else another process fetched it while this one waited
+                    socket.setdefaulttimeout(TIMEOUT_S)
+                    getattr(torchvision_datasets(), name)(partial, train=True, download=True)
+                    if bad := _wrong(partial, name):
+                        raise ValueError(next(iter(bad.values())))
+                    (folder / name / "raw").mkdir(parents=True, exist_ok=True)
+                    for file in wrong:
+                        os.replace(partial / name / "raw" / file, folder / name / "raw" / file)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except (OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise OSError(

@@ -1,10 +1,11 @@
 """Beliefs as files: safetensors, which hold numbers and text and can run nothing when they are read.
 
 A file carries the kind of belief and the names and shapes of the parameters that it is about; one that does not fit the
-model is refused with the first name that differs. Chapter "Your own model".
+model is refused with the first name that differs, one that was altered by its checksum. Chapter "Your own model".
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, Penalties
 from ewc_code.models import Params, restore, snapshot
 from ewc_code.rehearsal import Answers, Buffer, Question
 
-FORMAT = "ewc_code belief 1"
+FORMAT = "ewc_code belief 2"
 
 
 def numbers(belief: Belief) -> int:
@@ -37,11 +38,11 @@ def save(belief: Belief, path: Path | str) -> None:
     A ValueError for a kind of belief that the package does not know; an OSError where it cannot be written.
     """
     path = Path(path)
-    about, tensors = _parts(belief)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    described, tensors = _parts(belief)
+    about, part = json.dumps(described), path.with_name(f"{path.name}.{os.getpid()}.part")
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
-        save_file(whole, part, {"format": FORMAT, "about": json.dumps(about)})
+        save_file(whole, part, {"format": FORMAT, "about": about, "sha256": _checksum(about, whole)})
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"the belief could not be written to {path}: {error}. Free space, or choose a folder.") from error
@@ -60,14 +61,24 @@ def load(path: Path | str, model: nn.Module) -> Belief:
             described = file.metadata() or {}
             if described.get("format") != FORMAT:
                 raise ValueError(f"{path} must hold a belief ({FORMAT!r}); got {described.get('format')!r}.")
-            about = json.loads(described["about"])
             # Copies: what is read lies where the file has it, and other alignment is other rounding.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
             f"{path} must be a whole safetensors file; it cannot be read ({error}). Make it again."
         ) from error
-    return _whole(about, tensors, model, mode)
+    if described.get("sha256") != _checksum(about := described.get("about", ""), tensors):
+        raise ValueError(f"{path} must be as it was written; its content was altered since. Make it again.")
+    return _whole(json.loads(about), tensors, model, mode)
+
+
+def _checksum(about: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of everything that a belief is made from, whatever the order in the file."""
+    digest = hashlib.sha256(about.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _parts(belief: Belief) -> tuple[dict, dict[str, Tensor]]:
@@ -93,7 +104,8 @@ def _parts(belief: Belief) -> tuple[dict, dict[str, Tensor]]:
         return {"kind": kind, "questions": asked, "temperature": belief.temperature}, _under("mean", belief.mode)
     if isinstance(belief, Buffer):
         kept = {"x": belief.x, "y": belief.y, "share": belief.share, "draw": belief.draw.get_state()}
-        return {"kind": kind, "batch_size": belief.batch_size}, kept
+        shapes = {name: value.shape for name, value in snapshot(belief.model).items()}
+        return {"kind": kind, "batch_size": belief.batch_size, "shapes": shapes}, kept
     raise ValueError(f"beliefs of the package can be saved; got {kind}.")
 
 
@@ -101,6 +113,7 @@ def _whole(about: dict, tensors: dict[str, Tensor], model: nn.Module, mode: Para
     """The inverse of `_parts`."""
     kind = about["kind"]
     if kind == "Buffer":
+        _same({name: tuple(shape) for name, shape in about["shapes"].items()}, mode)
         draw = torch.Generator()
         draw.set_state(tensors["draw"].cpu())
         return Buffer(model, tensors["x"], tensors["y"], tensors["share"].cpu(), draw, about["batch_size"])
@@ -133,8 +146,13 @@ def _under(prefix: str, params: Params) -> dict[str, Tensor]:
 def _of(prefix: str, tensors: dict[str, Tensor], mode: Params) -> Params:
     """The tensors under a prefix, in the model's order, after checking that they are the model's."""
     found = {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+    _same({name: tuple(value.shape) for name, value in found.items()}, mode)
+    return {name: found[name] for name in mode}
+
+
+def _same(found: dict[str, tuple[int, ...]], mode: Params) -> None:
+    """Refuse the shapes of another model, by the first name that differs."""
     for name in [*mode, *found]:
-        have, want = (tuple(side[name].shape) if name in side else "absent" for side in (found, mode))
+        have, want = found.get(name, "absent"), tuple(mode[name].shape) if name in mode else "absent"
         if have != want:
             raise ValueError(f"the belief must be about this model; parameter {name!r}: file {have}, model {want}.")
-    return {name: found[name] for name in mode}

@@ -77,17 +77,18 @@ def sweep(
             `concurrent.futures` pool, dask's `Client.get_executor()`, submitit's `AutoExecutor`, mpi4py's
             `MPIPoolExecutor`. None: here, one stack after another.
         folder: Where finished runs are kept, a file each, written at once and whole by this process alone; those found
-            there are not done again.
+            there as they were written are not done again.
         stack: Runs in one stacked computation, at most. More fill a device better and take more memory.
         progress: Called with a line whenever runs are finished.
         attempts: How often a stack is begun whose worker was lost, before its runs are given up.
 
-    A ValueError: settings that do not fit together, a function without a name, a file that cannot be read. A loss that
-    becomes infinite is an outcome.
+    A ValueError: settings that do not fit together, a function without a name. A loss that becomes infinite is an
+    outcome.
     """
     named = {run.key: run for run in runs}
     folder = Path(folder) if folder is not None else None
-    found = {key: _read(path) for key in named if folder and (path := folder / f"{key}.json").exists()}
+    kept = {key: _read(folder / f"{key}.json", run, progress) for key, run in named.items()} if folder else {}
+    found = {key: outcome for key, outcome in kept.items() if outcome}
     if found:
         progress(f"{len(found)} of {len(named)} runs were there already")
     groups: dict[str, list[str]] = {}
@@ -169,7 +170,7 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
                 if paths[m].work and not paths[first[m]].work:
                     paths[first[m]] = paths[m]
             members = [(runs[m], models[m], beliefs[m], sequences[m], paths[m].work) for m in fitted]
-            losses, looks = _fit_stack(i, members)
+            losses, looks, reached = _fit_stack(i, members)
             for m in alive:
                 source = m if i > 0 else first[m]
                 restore(models[m], snapshot(models[source]))
@@ -177,7 +178,8 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
                 records[m].steps += [i * looks[-1][0] + step for step, _ in looks]
                 records[m].curves += [rows[fitted.index(source)] for _, rows in looks]
                 if not torch.isfinite(flatten(snapshot(models[m]))).all():
-                    errors[m] = f"loss or parameters became infinite on {sequences[m][i].name}: {described(runs[m])}"
+                    at = f"at step {reached[fitted.index(source)]} of {sequences[m][i].name}"
+                    errors[m] = f"loss or parameters became infinite {at}: {described(runs[m])}"
             alive = [m for m in alive if not errors[m]]
             kept = [m for m in alive if runs[m].method.strength > 0]
             for m, train in zip(kept, _parts([sequences[m][i] for m in kept], "train"), strict=True):
@@ -193,8 +195,8 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
 
 def _fit_stack(
     i: int, members: Sequence[tuple[Run, nn.Module, Belief, Sequence[Task], Params | None]]
-) -> tuple[list[list[float]], list[tuple[int, list[list[float]]]]]:
-    """`training.fit` of task i for all members; their objectives by epoch, and (step, accuracies) of each look."""
+) -> tuple[list[list[float]], list[tuple[int, list[list[float]]]], list[int]]:
+    """`training.fit` of task i for all; objectives by epoch, looks as (step, accuracies), first bad step or last."""
     runs, models, beliefs, sequences, works = zip(*members, strict=True)
     tracked = [m for m, work in enumerate(works) if work]
     tasks, settings, base = [tasks[i] for tasks in sequences], runs[0].settings, models[0]
@@ -234,7 +236,7 @@ def _fit_stack(
             looks.append((step, found))
 
     look()
-    draws = [generator(1000 * run.seed + i) for run in runs]
+    draws, sound = [generator(1000 * run.seed + i) for run in runs], torch.zeros(len(runs), device=where)
     for _ in range(settings.epochs):
         orders = torch.stack([torch.randperm(n, generator=draw) for draw in draws]).to(where)  # (M, n)
         total = torch.zeros(len(runs), device=where)
@@ -266,12 +268,13 @@ def _fit_stack(
                         works[m][name] += moved
             for p in theta.values():
                 p.grad = None
+            sound += objective.isfinite() & (sound == step)
             step += 1
             total += objective * index.shape[1]
             look()
         means.append(total / n)
     write_back()
-    return torch.stack(means, 1).tolist(), looks
+    return torch.stack(means, 1).tolist(), looks, [min(int(count) + 1, steps) for count in sound.tolist()]
 
 
 def _parts(tasks: Sequence[Task], part: Part, which: int | None = None) -> list[Examples]:
@@ -315,18 +318,32 @@ def _alike(run: Run) -> str:
     return described(common) + described(run.method.prior)
 
 
-def _read(path: Path) -> Outcome:
+def _read(path: Path, run: Run, progress: Callable[[str], None]) -> Outcome | None:
+    """A kept run; None where there is none, or only one that was damaged, which is said."""
+    if not path.exists():
+        return None
     try:
-        stored = json.loads(path.read_text())["outcome"]
-        return Outcome(**stored | {"record": stored["record"] and Record(**stored["record"])})
+        whole = json.loads(path.read_bytes())
+        if whole != _sealed(described(run), whole["outcome"]):
+            raise ValueError("it was altered, or is another run's")
+        record = whole["outcome"]["record"]
+        return Outcome(**whole["outcome"] | {"record": record and Record(**record)})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} must hold a finished run; it cannot be read ({error}). Delete it to do it again."
-        ) from error
+        progress(f"{path} must hold a finished run as it was written; got: {error!r}. The run is done again.")
+        return None
+
+
+def _sealed(run: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """A finished run with a checksum of all of it."""
+    checksum = hashlib.sha256(json.dumps([run, outcome]).encode()).hexdigest()
+    return {"run": run, "outcome": outcome, "sha256": checksum}
 
 
 def _write(path: Path, run: Run, outcome: Outcome) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"run": described(run), "outcome": dataclasses.asdict(outcome)}))
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(_sealed(described(run), dataclasses.asdict(outcome))))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

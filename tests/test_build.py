@@ -51,7 +51,10 @@ plt.plot([1, 2]);
 FAULTY = (
     GOOD.replace("a^2 + b^2", r"a^2 + \undefinedmacro")
     .replace("`known`", "`nobody`")
-    .replace("By {eq}`eq-NAME`", "By {eq}`eq-nowhere`, {doc}`nowhere`, [a link](#nowhere)")
+    .replace(
+        "By {eq}`eq-NAME`",
+        "{in-code}`ewc_code.gaussian.Full.energy: nothing`\n\nBy {eq}`eq-nowhere`, {doc}`nowhere`, [a link](#nowhere)",
+    )
     .replace("claim(", 'claim("square of NAME", True, {"again": 1})\nclaim(')
     + PICTURE
 )
@@ -141,6 +144,7 @@ def test_faults_of_a_page_fail_every_time(tmp_path):
         assert result.returncode != 0, run
         for fault in (
             "without alternative text",
+            "no line of ewc_code.gaussian.Full.energy has 'nothing' in it",
             "Undefined control sequence",
             'could not find bibtex key "nobody"',
             "equation not found: eq-nowhere",
@@ -150,6 +154,7 @@ def test_faults_of_a_page_fail_every_time(tmp_path):
             "unchecked.md: WARNING: a chapter without a single check",
         ):
             assert fault in result.stdout, f"{fault} was not reported in the {run} run"
+        assert "Exception occurred" not in result.stdout, run
 
 
 @pytest.fixture
@@ -167,6 +172,21 @@ def test_a_cache_left_in_the_middle_of_a_write_is_dropped(executing, tmp_path):
     (folder / "writing").touch()
     executing.open_cache(folder, "key")
     assert not (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("damaged", [b'{"cells": [1.26]}', b"", None])
+def test_a_cache_that_was_altered_is_dropped(executing, tmp_path, damaged):
+    folder = tmp_path / "cache"
+    notebook = folder / "executed/a/base.ipynb"
+    executing.open_cache(folder, "key")
+    notebook.parent.mkdir(parents=True)
+    notebook.write_bytes(b'{"cells": [1.25]}')
+    (folder / "seal").write_text(executing.seal(folder))
+    executing.open_cache(folder, "key")
+    assert notebook.exists()
+    notebook.unlink() if damaged is None else notebook.write_bytes(damaged)
+    executing.open_cache(folder, "key")
+    assert not (folder / "executed").exists()
 
 
 def test_a_cache_of_another_fingerprint_is_dropped(executing, tmp_path):

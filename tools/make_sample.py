@@ -20,6 +20,8 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 def main() -> None:
     """Write `ewc_code/sample/NAME.npz.xz` for both data sets."""
+    if data.source() != "full":
+        raise SystemExit("the sample must be made from the full data; set EWC_DATA to it.")
     for name in data.CHECKSUMS:
         x, y, x_test, y_test = data._read_full(data.root(), name)
         train, test = first_of_each_class(y, PER_CLASS["train"]), first_of_each_class(y_test, PER_CLASS["test"])

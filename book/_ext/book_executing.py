@@ -40,14 +40,17 @@ def resolve(app, config) -> None:
         data, environment = (importlib.import_module(f"ewc_code.{name}") for name in ("data", "environment"))
     except Exception as error:
         raise ExtensionError(f"the package ewc_code cannot be imported: {error!r}", error) from error
-    build = Build(
-        scale=environment.scale(),
-        data_source=data.source(),
-        device=str(environment.device()),
-        hardware=environment.hardware(),
-        versions=environment.versions(),
-        threads=importlib.import_module("torch").get_num_threads(),
-    )
+    try:
+        build = Build(
+            scale=environment.scale(),
+            data_source=data.source(),
+            device=str(environment.device()),
+            hardware=environment.hardware(),
+            versions=environment.versions(),
+            threads=importlib.import_module("torch").get_num_threads(),
+        )
+    except (ValueError, OSError) as error:
+        raise ExtensionError(str(error)) from error
     # Documents are large graphs of small objects that live to the end: looking for garbage among them at Python's
     # default rate took a fifth of an unchanged build.
     gc.set_threshold(200_000, 20, 100)
@@ -81,14 +84,26 @@ def fingerprint(app) -> str:
     return digest.hexdigest()
 
 
+def seal(folder: Path) -> str:
+    """Hash of all that a cache holds: where power or a disk failed, no number of it may reach a page."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (folder / "executed").rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def open_cache(folder: Path, key: str):
-    """The execution cache of `key`. One of another key, or one left in the middle of a write, is dropped first."""
-    stored, writing = folder / "fingerprint", folder / "writing"
-    if writing.exists() or not stored.exists() or stored.read_text() != key:
+    """The execution cache of `key`. One of another key, left in the middle of a write or altered, is dropped first."""
+    stored, sealed, writing = (folder / name for name in ("fingerprint", "seal", "writing"))
+    found = [path.read_text() if path.exists() else None for path in (stored, sealed)]
+    if writing.exists() or found != [key, seal(folder)]:
         if folder.exists():
-            logger.info("book: the package, its requirements or the settings changed; every chapter runs again")
+            reason = "its cache is damaged" if found[0] == key else "the package, its requirements or settings changed"
+            logger.info("book: %s; every chapter runs again", reason)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        get_cache(str(folder)).list_cache_records()  # makes the tables: without them the cache counts as none
+        sealed.write_text(seal(folder))
         partial = folder / "fingerprint.partial"
         partial.write_text(key)
         partial.replace(stored)
@@ -123,6 +138,7 @@ def execute_all(app, env, docnames) -> None:
             record = cache.cache_notebook_bundle(
                 CacheBundleIn(notebook, str(path), data=data), check_validity=False, overwrite=True
             )
+            (folder / "seal").write_text(seal(folder))
             (folder / "writing").unlink()
         _, notebook = cache.merge_match_into_notebook(notebook)
         chapter: Chapter = collect(docname, numbered, notebook)

@@ -140,6 +140,7 @@ def put_beside_formulas(app, doctree) -> None:
             path, line, text = locate(Path(app.srcdir), target, piece)
         except ValueError as error:
             logger.warning("%s", error, location=node, type="book", subtype="in-code")
+            node.replace_self(nodes.literal(text=target))
             continue
         target, section = target.partition(",")[0], paragraph
         while not isinstance(section, nodes.section) or not isinstance(section[0], nodes.title):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from book_model import CHECK_MIME, Chapter
 
@@ -82,12 +82,14 @@ def execute(notebook, path: Path, label: str) -> tuple[float, float | None]:
     started = time.perf_counter()
     try:
         client.execute()
-    except CellExecutionError as error:
+    except (CellExecutionError, DeadKernelError) as error:
         lines = notebook.metadata.get("source_map") or [0] * len(notebook.cells)
         place = f"{path.parent.name}/{path.name}, cell {code.index(current) + 1} of {len(code)}"
-        raise CellFailure(
-            plain(f"{place}: {error.ename}: {error.evalue}"), plain(error.traceback), f"{path}:{lines[current] + 1}"
-        ) from error
+        if isinstance(error, DeadKernelError):
+            said, traceback = "the kernel was killed, as a system does that has no memory left", ""
+        else:
+            said, traceback = f"{error.ename}: {error.evalue}", error.traceback
+        raise CellFailure(plain(f"{place}: {said}"), plain(traceback), f"{path}:{lines[current] + 1}") from error
     return time.perf_counter() - started, megabytes
 
 

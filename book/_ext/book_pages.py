@@ -130,7 +130,7 @@ def shrink(path: Path) -> tuple[int, int] | None:
 def shrunk(path: Path, folder: Path) -> tuple[int, int] | None:
     """`shrink`, once for each picture: a build takes what an earlier one wrote into `folder`."""
     kept = folder / f"{hashlib.sha256(path.read_bytes()).hexdigest()}.png"
-    if kept.exists():
+    if kept.exists() and kept.read_bytes().endswith(b"IEND\xaeB`\x82"):  # whole: a machine may have lost power
         shutil.copyfile(kept, path)
         with Image.open(path) as opened:
             return opened.size

@@ -332,48 +332,6 @@ def merge(beliefs: Sequence[Diagonal]) -> Diagonal:
     return Diagonal(mean, precision)
 
 
-def condition_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, " n"], noise_variance: float) -> Full:
-    r"""Exact posterior of linear regression y = x theta + noise: the case in which Bayes' rule can be carried out.
-
-        precision = prior.precision + x^T x / noise_variance
-        mean = precision^-1 (prior.precision prior.mean + x^T y / noise_variance)
-
-    The prior is about the P weights (one named parameter of shape (P,)), x (N, P) holds the inputs, y (N,) the targets;
-    the noise variance, target units squared, must be above 0, and prior and data together leave no direction open, else
-    there is a ValueError. Source: Bishop 2006, eqs. 3.50-3.51. Chapter "Bayes".
-    """
-    if not 0 < noise_variance < math.inf:
-        raise ValueError(f"noise_variance must be finite and above 0; got {noise_variance}.")
-    precision = prior.precision + x.T @ x / noise_variance
-    target = prior.precision @ flatten(prior.mean) + x.T @ y / noise_variance
-    try:
-        mean = torch.linalg.solve(precision, target)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            f"prior and data together must determine all {len(target)} weights; got {len(y)} examples and a singular "
-            "precision. Start from a proper prior."
-        ) from error
-    return Full(unflatten(mean, prior.mean), (precision + precision.T) / 2)
-
-
-def log_evidence_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, " n"], noise_variance: float) -> float:
-    r"""Exact log evidence of linear regression, log p(y | x): how well the prior predicted the targets.
-
-    Bayes' rule read backwards, log p(y) = log p(y | theta) + log p(theta) - log p(theta | y), at the posterior mean:
-
-        -N/2 log(2 pi noise_variance) - |y - x mean|^2 / (2 noise_variance)
-            + log_normaliser(prior) - prior.energy(mean) - log_normaliser(posterior)
-
-    In nats, of all N targets together. As `condition_linear`; the prior must be proper too (positive definite).
-    Source: Bishop 2006, eq. 3.86, for any Gaussian prior. Chapter "Bayes".
-    """
-    posterior = condition_linear(prior, x, y, noise_variance)
-    residual = y - x @ flatten(posterior.mean)  # (N,)
-    misfit = (residual @ residual).item() / noise_variance
-    log_likelihood = -0.5 * (len(y) * math.log(2 * math.pi * noise_variance) + misfit)
-    return log_likelihood + log_normaliser(prior) - prior.energy(posterior.mean).item() - log_normaliser(posterior)
-
-
 def log_normaliser(belief: Diagonal | Full | Kronecker) -> float:
     """Log of the density's constant, (log det precision - P log 2 pi) / 2: log N(theta) = log_normaliser - energy."""
     size = sum(value.numel() for value in belief.mean.values())

@@ -1,6 +1,7 @@
-r"""Laplace's method for any smooth density of a few parameters, and the same by brute force, to compare it with.
+r"""Laplace's method for smooth densities of a few parameters; the same on a grid, and exact where it can be.
 
-The mode is found by Newton's method, in float64; networks are fitted by `ewc_code.training` instead. Chapter "Laplace".
+The mode is found by Newton's method, in float64; networks are fitted by `ewc_code.training` instead. Chapters "Laplace"
+and, for the closed form, "Bayes".
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, vmap
 
 from ewc_code.data import Examples
-from ewc_code.gaussian import Belief
+from ewc_code.gaussian import Belief, Full, log_normaliser
 from ewc_code.models import flatten, nll, restore, snapshot, unflatten
 
 
@@ -152,3 +153,45 @@ def next_term(energy: Callable[[Tensor], Tensor], at: Approximation) -> float:
     quartic = torch.einsum("ijkl,ij,kl->", fourth, s, s)
     cubic = torch.einsum("ijk,lmn,il,jm,kn->", third, third, s, s, s)
     return (-quartic / 8 + inner @ s @ inner / 8 + cubic / 12).item()
+
+
+def condition_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, " n"], noise_variance: float) -> Full:
+    r"""Exact posterior of linear regression y = x theta + noise: the case in which Bayes' rule can be carried out.
+
+        precision = prior.precision + x^T x / noise_variance
+        mean = precision^-1 (prior.precision prior.mean + x^T y / noise_variance)
+
+    The prior is about the P weights (one named parameter of shape (P,)), x (N, P) holds the inputs, y (N,) the targets;
+    the noise variance, target units squared, must be above 0, and prior and data together leave no direction open, else
+    there is a ValueError. Source: Bishop 2006, eqs. 3.50-3.51. Chapter "Bayes".
+    """
+    if not 0 < noise_variance < math.inf:
+        raise ValueError(f"noise_variance must be finite and above 0; got {noise_variance}.")
+    precision = prior.precision + x.T @ x / noise_variance
+    target = prior.precision @ flatten(prior.mean) + x.T @ y / noise_variance
+    try:
+        mean = torch.linalg.solve(precision, target)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            f"prior and data together must determine all {len(target)} weights; got {len(y)} examples and a singular "
+            "precision. Start from a proper prior."
+        ) from error
+    return Full(unflatten(mean, prior.mean), (precision + precision.T) / 2)
+
+
+def log_evidence_linear(prior: Full, x: Float[Tensor, "n p"], y: Float[Tensor, " n"], noise_variance: float) -> float:
+    r"""Exact log evidence of linear regression, log p(y | x): how well the prior predicted the targets.
+
+    Bayes' rule read backwards, log p(y) = log p(y | theta) + log p(theta) - log p(theta | y), at the posterior mean:
+
+        -N/2 log(2 pi noise_variance) - |y - x mean|^2 / (2 noise_variance)
+            + log_normaliser(prior) - prior.energy(mean) - log_normaliser(posterior)
+
+    In nats, of all N targets together. As `condition_linear`; the prior must be proper too (positive definite).
+    Source: Bishop 2006, eq. 3.86, for any Gaussian prior. Chapter "Bayes".
+    """
+    posterior = condition_linear(prior, x, y, noise_variance)
+    residual = y - x @ flatten(posterior.mean)  # (N,)
+    misfit = (residual @ residual).item() / noise_variance
+    log_likelihood = -0.5 * (len(y) * math.log(2 * math.pi * noise_variance) + misfit)
+    return log_likelihood + log_normaliser(prior) - prior.energy(posterior.mean).item() - log_normaliser(posterior)

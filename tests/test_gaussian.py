@@ -11,8 +11,9 @@ from oracles import nothing_changes
 from torch import Tensor
 
 from ewc_code.environment import device, generator
-from ewc_code.gaussian import Diagonal, Full, Penalties, condition_linear, log_evidence_linear, log_normaliser, merge
+from ewc_code.gaussian import Diagonal, Full, Penalties, log_normaliser, merge
 from ewc_code.models import Params, flatten
+from ewc_experiments.density import condition_linear, log_evidence_linear
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 SHAPES = {"weight": (2, 3), "bias": (2,), "scale": ()}

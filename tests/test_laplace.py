@@ -11,10 +11,18 @@ from torch import Tensor, nn
 from ewc_code import fisher
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
-from ewc_code.gaussian import Diagonal, Full, condition_linear, log_evidence_linear, log_normaliser
+from ewc_code.gaussian import Diagonal, Full, log_normaliser
 from ewc_code.laplace import laplace, log_evidence, predictive
 from ewc_code.models import flatten, snapshot
-from ewc_experiments.density import Approximation, approximate, find_mode, next_term, on_grid
+from ewc_experiments.density import (
+    Approximation,
+    approximate,
+    condition_linear,
+    find_mode,
+    log_evidence_linear,
+    next_term,
+    on_grid,
+)
 from ewc_experiments.plane import TwoParameters
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ewc_code import consolidation
 from ewc_code.environment import SCALES, generator
-from ewc_code.gaussian import Full, condition_linear
+from ewc_code.gaussian import Full
 from ewc_code.models import mlp
 from ewc_code.tasks import Part, Task, permuted_mnist
 from ewc_code.training import Settings, learn
 from ewc_experiments import many
+from ewc_experiments.density import condition_linear
 from ewc_experiments.many import MANY, ONE, OWN, Linear, counts, growth, linear_tasks, permuted, quadratic
 
 TINY = replace(

@@ -507,7 +507,7 @@ def check(
             )
     if halves := [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]:
         raise ValueError(
-            f"curvature needs parameters in float32 or float64, because small squares vanish in less; {halves[0]!r} is "
+            f"curvature needs parameters in float32 or float64, for squares lose too much in less; {halves[0]!r} is "
             f"{model.get_parameter(halves[0]).dtype}. Train under torch.autocast, or use copy.deepcopy(model).float()."
         )
     with _full_precision(model):

@@ -65,7 +65,7 @@ class Diagonal:
         _same_shapes(theta, self.mean)
         # As vectors: with a call for each parameter, a small network's step would spend more on calls than on numbers.
         step = flatten({name: theta[name] for name in self.mean}) - self._vectors[0]  # (P,)
-        return 0.5 * step @ (self._vectors[1] * step)
+        return 0.5 * (step * (self._vectors[1] * step)).sum()  # no product of matrices, which autocast would round
 
     @cached_property
     def _vectors(self) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,8 @@ class Full:
         """1/2 (theta - mean)^T precision (theta - mean), nats; `theta` as for `Diagonal`."""
         _same_shapes(theta, self.mean)
         step = flatten({name: theta[name] for name in self.mean}) - flatten(self.mean)  # (P,)
-        return 0.5 * step @ (self.precision @ step)
+        with torch.autocast(step.device.type, enabled=False):
+            return 0.5 * step @ (self.precision @ step)
 
     def moved(self, mode: Params, information: Float[Tensor, "p p"]) -> "Full":
         """As `Diagonal.moved`."""
@@ -195,7 +196,9 @@ class Kronecker:
         known = _layers(self.mean)
         for layer, terms in self.factors.items():
             step = _matrix(theta, known[layer]) - _matrix(self.mean, known[layer])
-            yield known[layer], step, sum(term.outputs @ (step @ term.inputs) for term in terms)  # type: ignore[misc]
+            with torch.autocast(step.device.type, enabled=False):
+                pulled = sum(term.outputs @ (step @ term.inputs) for term in terms)
+            yield known[layer], step, pulled  # type: ignore[misc]
 
     def moved(self, mode: Params, information: dict[str, Factors]) -> "Kronecker":
         """As `Diagonal.moved`: one term more in each layer."""

@@ -206,15 +206,15 @@ def _equal(model: nn.Module, first: Text, setup: Language, seed: int) -> Belief:
     return Diagonal.isotropic(snapshot(model), 1.0)
 
 
-def _curved(model: nn.Module, first: Text, setup: Language, seed: int, examples: int | None = None) -> Belief:
+def _curved(model: nn.Module, first: Text, setup: Language, seed: int) -> Belief:
     """Believed after the first text, from drawn labels; N counts all its characters, however few are looked at."""
-    part = first.train[: examples or setup.examples]
-    return _believed(model, part, "sampled", seed, first.train.count)
+    return _believed(model, first.train[: setup.examples], "sampled", seed, first.train.count)
 
 
 def _few(model: nn.Module, first: Text, setup: Language, seed: int) -> Belief:
-    """The same from the few sequences that were kept."""
-    return _curved(model, first, setup, seed, setup.kept)
+    """The same from few sequences, none of them among those of `_curved`."""
+    kept = first.train[setup.examples : setup.examples + setup.kept]
+    return _believed(model, kept, "sampled", seed + 1, first.train.count)
 
 
 def _own_words(model: nn.Module, first: Text, setup: Language, seed: int) -> Belief:

@@ -109,7 +109,7 @@ def train(
 ) -> None:
     """A training loop as readers have one; without `statistics` BatchNorm's running ones stay as they are."""
     steps, optimiser = setup.epochs * len(loader), torch.optim.Adam(model.parameters(), setup.learning_rate)
-    theta: Params = dict(model.named_parameters())
+    theta: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
     with torch.random.fork_rng(), one_thread(setup.small):
         torch.manual_seed(seed)  # of dropout
@@ -145,6 +145,15 @@ def with_statistics(model: nn.Module, found: dict[str, Tensor]) -> nn.Module:
     model = copy.deepcopy(model)
     model.load_state_dict(found, strict=False)
     return model
+
+
+def passed_through(model: nn.Module, loader: DataLoader) -> nn.Module:
+    """A copy of the model through which the data went in training mode, without a step: only statistics move."""
+    model = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for x, _ in loader:
+            model(x.to(device()))
+    return model.eval()
 
 
 def some_batches(loader: Iterable[Batch], examples: int) -> list[Batch]:
@@ -255,6 +264,7 @@ def _story(setup: Own, strength: float, seed: int) -> Story:
     ways |= {f"EWC, {name}": (beliefs[name], False) for name in SOURCES[1:]}
     for name, (belief, moving) in ways.items():
         after = copy.deepcopy(model)
+        new = loaders(setup, NEW, seed + 1000)  # the same order of images for every way
         train(setup, after, new.train, belief, strength, new.n, moving, seed)
         story.after[name] = (accuracy(after, old.test), accuracy(after, new.test))
         story.put_back[name] = accuracy(with_statistics(after, own), old.test)
@@ -352,7 +362,7 @@ def overhead(
     model = copy.deepcopy(model).train()
     spent: tuple[list[float], list[float]] = ([], [])
     belief = Diagonal(snapshot(model), {name: torch.ones_like(value) for name, value in snapshot(model).items()})
-    theta: Params = dict(model.named_parameters())
+    theta: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.Adam(model.parameters(), learning_rate)
     for step in range(2 * (repeats + 3)):
         begun = time.perf_counter()

@@ -154,7 +154,7 @@ def operations(network: Network, what: What, vectors: int = 1) -> int:
         kronecker  forward + m way back + sum 2 T (i + 1)^2 + 2 m T o^2
 
     `vectors` is m, what is sent back an example: one less than there are classes for the exact Fisher, 1 for one drawn
-    label. The naive diagonal, from the gradients of single examples, takes m times what training takes. Checks that are
+    label. A pass a class, the naive way, takes k times what training takes. Checks that are
     made once for all data are not counted. Chapter "Scale".
     """
     forward, back, squares, factors = network.others, 2 * network.others, 0, 0
@@ -331,7 +331,7 @@ def roofline(setup: Setup, name: str = "this machine") -> tuple[Ceilings, list[P
             lambda: torch.mm(g.square().T, h.square(), out=whole),
         ),
         "penalty's gradient": (
-            3 * w**2, FLOAT * 4 * w**2,
+            3 * w**2, FLOAT * 5 * w**2,
             lambda: torch.addcmul(pull, torch.sub(theta, weight, out=whole), each[0], out=pull),
         ),
     }  # fmt: skip
@@ -408,13 +408,15 @@ def overhead(make: Callable[[], nn.Module], data: Examples, batch: int, rounds: 
 def predicted_share(network: Network, batch: int, ceilings: "Ceilings") -> float:
     r"""What the roofline says that a diagonal penalty adds to a step with Adam, as a share of it.
 
-        5 w P / bandwidth  over  batch operations / peak + 7 w P / bandwidth,   w = 4 bytes
+        5 w P / bandwidth  over  max(batch operations / peak, 3 w P / bandwidth) + 7 w P / bandwidth,   w = 4 bytes
 
-    The penalty reads three numbers a parameter (theta, mean, precision) and reads and writes the gradient; Adam reads
-    four and writes three. Chapter "Scale".
+    The step's three products wait for their weights where the batch is small. The penalty reads three numbers a
+    parameter (theta, mean, precision) and reads and writes the gradient; Adam reads four and writes three. Chapter
+    "Scale".
     """
     size = FLOAT * network.parameters / ceilings.bandwidth
-    return 5 * size / (batch * operations(network, "training") / ceilings.peak + 7 * size)
+    products = max(batch * operations(network, "training") / ceilings.peak, 3 * size)
+    return 5 * size / (products + 7 * size)
 
 
 def small_networks(setup: Setup, data: Examples) -> dict[str, tuple[Callable[[], nn.Module], Examples, int]]:

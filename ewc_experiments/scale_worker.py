@@ -74,6 +74,7 @@ def work(setup: Work, rank: int = 0, world: int = 1) -> tuple[Diagonal, int]:
         if world > 1:
             found, n = distributed.across(found, n)
         belief = belief.moved(snapshot(model), {name: n * value for name, value in found.items()})
+    del learner  # its reducer must not outlive the process group
     return belief, len(mine)
 
 
@@ -98,6 +99,8 @@ def main() -> None:
         part = folder / f"about.{os.getpid()}.part"
         part.write_text(json.dumps(about))
         part.replace(folder / "about.json")
+    # All are done before any leaves: a process that still answers others while its threads are taken down is aborted.
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -48,7 +48,7 @@ def roofs(measured: Sequence[Ceilings], quoted: Sequence[Ceilings], points: Sequ
 
 
 def penalty_shares(found: Sequence[Overhead], least: Sequence[float]) -> Figure:
-    """What the penalty adds to a step, against the batch size: measured with quartiles, and the least possible."""
+    """What the penalty adds to a step, against the batch size: measured with quartiles, and what the roofline says."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
     batches = [o.batch for o in found]
     spans = [[o.ratio - o.low for o in found], [o.high - o.ratio for o in found]]

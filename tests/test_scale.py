@@ -106,8 +106,9 @@ def test_the_roofline() -> None:
 def test_predicted_share_is_the_chapters_formula() -> None:
     form = scale.Network((scale.Shape(50, 50, bias=False),))  # 6 operations a weight and example
     machine = scale.Ceilings("a", peak=60.0, bandwidth=10.0)
-    for batch in (1, 8, 512):
-        rho = machine.ridge
+    rho = machine.ridge
+    assert scale.predicted_share(form, 1, machine) == 0.5  # the products wait for their weights
+    for batch in (12, 80, 512):
         assert math.isclose(scale.predicted_share(form, batch, machine), 10 * rho / (3 * batch + 14 * rho))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ewc_code import consolidation, fisher, layers, storage
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
-from ewc_code.gaussian import Diagonal, Kronecker
+from ewc_code.gaussian import Diagonal, Full, Kronecker
 from ewc_code.laplace import laplace
 from ewc_code.models import Transformer, flatten, nll, restore, snapshot, transformer
 from ewc_code.training import Settings, fit
@@ -277,8 +277,8 @@ def test_beliefs_of_a_transformer_are_saved_and_loaded(tmp_path) -> None:
 # Precision and memory
 
 
-@pytest.mark.parametrize("kind", [Diagonal, Kronecker])
-def test_curvature_leaves_autocast(kind: type) -> None:
+@pytest.mark.parametrize("kind", [Diagonal, Kronecker, Full])
+def test_curvature_and_energy_leave_autocast(kind: type) -> None:
     model, data = network().float(), classes()
     data = Examples(data.x.float(), data.y)
     prior = kind.isotropic(snapshot(model))
@@ -288,6 +288,10 @@ def test_curvature_leaves_autocast(kind: type) -> None:
         cast = laplace(model, data, prior)
     theta = {name: value + 0.1 for name, value in snapshot(model).items()}
     assert torch.equal(plain.energy(theta), cast.energy(theta))
+    with torch.autocast(device().type, torch.bfloat16):
+        assert torch.equal(plain.energy(theta), cast.energy(theta))
+        assert cast.energy(theta).dtype == torch.float32
+    torch.testing.assert_close(cast.energy(theta), plain.energy(theta), rtol=0, atol=0)
 
 
 def test_parameters_in_half_precision_are_refused() -> None:

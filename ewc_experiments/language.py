@@ -39,7 +39,8 @@ MODULES = (
     "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "types", "typing", "uuid",
     "warnings", "weakref", "zipapp",
 )  # fmt: skip
-#: What is not in it is one character more, which is written as a replacement character.
+# What is not in it is one character more, written as a replacement character. (No `#:` here: on the API page a word
+# of a hundred letters would break no line.)
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = len(ALPHABET) + 1
 BLOCK = 1960  #: Characters that go to one part of the data together, so that neighbours are rarely in two parts.

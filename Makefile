@@ -62,8 +62,8 @@ bench: peers  ## speed, error and memory against those packages, into benchmarks
 	$(BIN)/pytest benchmarks -o python_files='bench_*.py'
 
 SCALE ?= paper
-record: $(STAMP)  ## the recorded runs of the paper's figures: minutes on a GPU, an hour on a CPU
-	$(BIN)/python tools/record.py --scale $(SCALE)
+record: $(STAMP)  ## the recorded runs: minutes on a GPU, hours on a CPU; WHAT=scenarios makes one of them
+	$(BIN)/python tools/record.py --scale $(SCALE) $(WHAT)
 
 readme: $(STAMP)  ## the README's results table and picture, from the last build
 	$(BIN)/python tools/make_readme.py

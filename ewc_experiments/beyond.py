@@ -9,10 +9,10 @@ sequences    permuted tasks with each method: against the strength on validation
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from ewc_code.models import Params, flatten, mlp, nll, restore, snapshot, unflat
 from ewc_code.sweep import Run, sweep
 from ewc_code.tasks import permuted_mnist
 from ewc_code.training import Record, Settings, accuracy, fit, learn
+from ewc_experiments.workers import Pool, one_thread, workers
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,11 @@ class Sequences:
     damping: float = 1e-3  #: Of SI.
     ladders: Mapping[str, tuple[float, ...]] = field(default_factory=LADDERS.copy)  #: Strengths to choose from.
 
+    @property
+    def small(self) -> bool:
+        """Whether the networks are too small for two threads to share a step."""
+        return max(self.sizes[1:-1]) <= 100
+
 
 SEQUENCES = {
     "smoke": Sequences(
@@ -339,6 +345,11 @@ SEQUENCES = {
     "laptop": Sequences(),
     "paper": Sequences((784, 100, 100, 10), 60_000, 10_000, Settings(epochs=5), 4000, (10, 20, 50), tuple(range(5))),
 }  # fmt: skip
+#: Fifty tasks as two cores learn them in an hour: fewer images a task than at paper scale, and two methods.
+FIFTY = replace(
+    SEQUENCES["paper"], train_limit=10_000, held_limit=2_000, examples=1000,
+    ladders={name: LADDERS[name] for name in ("EWC", "Kronecker")},
+)  # fmt: skip
 
 
 @dataclass
@@ -371,42 +382,91 @@ def methods(setup: Sequences) -> dict[str, Callable[[float], Method]]:
     }
 
 
-def sequences(setup: Sequences, progress: Callable[[str], None] = lambda _: None) -> Sequenced:
+def sequences(
+    setup: Sequences, progress: Callable[[str], None] = lambda _: None, folder: str | None = None
+) -> Sequenced:
     """Choose every strength on validation data and seeds of their own, then learn on fresh seeds and look at the test.
 
     The longest sequence is learned once for each strength while choosing; how well it did after each number of tasks
     chooses for that number. A term a task, whose cost grows with the tasks, is learned at the strength of the merged
     one, for the smallest number of tasks and two seeds.
+
+    Args:
+        folder: As for `sweep.sweep`; with it, each run is kept as soon as it is finished.
     """
-    makers, longest = methods(setup), max(setup.counts)
+    makers = {name: make for name, make in methods(setup).items() if name in setup.ladders}
     done = Sequenced({name: list(setup.ladders[name]) for name in makers}, {}, {}, {})
-    for name, make in makers.items():
-        tried = done.strengths[name]
-        lots = [(make(strength), longest, seed) for strength in tried for seed in setup.choosing]
-        records = _learned(setup, lots, "validation")
-        done.validation[name], done.chosen[name] = {}, {}
-        for count in setup.counts:
-            reached = [0.0 if r is None else sum(r.accuracy[count - 1][:count]) / count for r in records]
-            means = torch.tensor(reached).view(len(tried), -1).mean(1)  # a run that diverged had none right
-            done.validation[name][count] = means.tolist()
-            done.chosen[name][count] = tried[int(means.argmax())]
-        progress(f"{name}: strengths {', '.join(f'{v:g}' for v in done.chosen[name].values())} chosen")
-    for name, make in {"plain": lambda _: consolidation.none(), **makers}.items():
-        done.records[name] = {}
-        best = done.chosen.get(name, dict.fromkeys(setup.counts, 0.0))
-        for strength in dict.fromkeys(best.values()):  # a longer sequence begins as a shorter one of the same seed does
-            counts = [count for count in setup.counts if best[count] == strength]
-            found = _learned(setup, [(make(strength), max(counts), seed) for seed in setup.seeds], "test")
-            if any(record is None for record in found):
-                raise FloatingPointError(f"every reported run must stay finite; one of {name} did not.")
-            for count in counts:
-                done.records[name][count] = [_first(count, record) for record in found if record]
-    fewest = min(setup.counts)
-    apart = consolidation.kronecker(done.chosen["Kronecker"][fewest], examples=setup.examples, merged=False)
-    found = _learned(setup, [(apart, fewest, seed) for seed in setup.seeds[:2]], "test")
-    done.records[APART] = {fewest: [record for record in found if record]}
+    with workers(setup.small) as pool:
+        waiting = {}
+        for name in _longest_first(makers):
+            lots = [(makers[name](strength), seed) for strength in setup.ladders[name] for seed in setup.choosing]
+            waiting[name] = _learned(pool, setup, lots, max(setup.counts), "validation", folder)
+        for name in makers:
+            tried, records = done.strengths[name], waiting[name]()
+            done.validation[name], done.chosen[name] = {}, {}
+            for count in setup.counts:
+                reached = [0.0 if r is None else sum(r.accuracy[count - 1][:count]) / count for r in records]
+                means = torch.tensor(reached).view(len(tried), -1).mean(1)  # a run that diverged had none right
+                done.validation[name][count] = means.tolist()
+                done.chosen[name][count] = tried[int(means.argmax())]
+            progress(f"{name}: strengths {', '.join(f'{v:g}' for v in done.chosen[name].values())} chosen")
+        done.records |= _reported(pool, setup, {"plain": lambda _: consolidation.none(), **makers}, done.chosen, folder)
     progress(f"{len(done.records)} methods: done")
     return done
+
+
+def stored(found: Sequenced) -> dict[str, Any]:
+    """What a recording keeps, for JSON: all but the accuracies before the last task."""
+    last = {
+        name: {count: [Record(r.names, r.accuracy[-1:]) for r in records] for count, records in by_count.items()}
+        for name, by_count in found.records.items()
+    }
+    return asdict(replace(found, records=last))
+
+
+def restored(kept: Mapping[str, Any]) -> Sequenced:
+    """The inverse of `stored`; in JSON numbers of tasks have become text."""
+    by_count = lambda table: {name: {int(n): value for n, value in row.items()} for name, row in table.items()}  # noqa: E731
+    records = {
+        name: {count: [Record(**record) for record in each] for count, each in row.items()}
+        for name, row in by_count(kept["records"]).items()
+    }
+    return Sequenced(kept["strengths"], by_count(kept["validation"]), by_count(kept["chosen"]), records)
+
+
+def _reported(
+    pool: Pool,
+    setup: Sequences,
+    makers: Mapping[str, Callable[[float], Method]],
+    chosen: Mapping[str, Mapping[int, float]],
+    folder: str | None,
+) -> dict[str, dict[int, list[Record]]]:
+    """Records by method and number of tasks, one a seed, on test data."""
+    fewest = min(setup.counts)
+    apart = consolidation.kronecker(chosen["Kronecker"][fewest], examples=setup.examples, merged=False)
+    lots = [(apart, seed) for seed in setup.seeds[:2]]
+    asked: dict[tuple[str, tuple[int, ...]], Callable[[], list[Record | None]]] = {}
+    asked[APART, (fewest,)] = _learned(pool, setup, lots, fewest, "test", folder)
+    for name in _longest_first(makers):
+        best = chosen.get(name, dict.fromkeys(setup.counts, 0.0))
+        for strength in dict.fromkeys(best.values()):
+            # A longer sequence begins as a shorter one of the same seed does.
+            counts = tuple(count for count in setup.counts if best[count] == strength)
+            lots = [(makers[name](strength), seed) for seed in setup.seeds]
+            asked[name, counts] = _learned(pool, setup, lots, max(counts), "test", folder)
+    found: dict[str, dict[int, list[Record]]] = {name: {} for name in (*makers, APART)}
+    for (name, counts), result in asked.items():
+        ended = result()
+        records = [record for record in ended if record]
+        if len(records) < len(ended):
+            raise FloatingPointError(f"every reported run must stay finite; one of {name} did not.")
+        found[name] |= {count: [_first(count, record) for record in records] for count in counts}
+    return found
+
+
+def _longest_first(names: Iterable[str]) -> list[str]:
+    """Where several are learned at the same time, the one that takes longest should not be the last to begin."""
+    return sorted(names, key=lambda name: name != "Kronecker")
 
 
 def _first(count: int, record: Record) -> Record:
@@ -415,13 +475,25 @@ def _first(count: int, record: Record) -> Record:
 
 
 def _learned(
-    setup: Sequences, lots: Sequence[tuple[Method, int, int]], on: Literal["test", "validation"]
-) -> list[Record | None]:
+    pool: Pool,
+    setup: Sequences,
+    lots: Sequence[tuple[Method, int]],
+    count: int,
+    on: Literal["test", "validation"],
+    folder: str | None,
+) -> Callable[[], list[Record | None]]:
+    """A record for each method and seed, after so many tasks: one piece of work, or one each where they are kept."""
     runs = []
-    for method, count, seed in lots:
+    for method, seed in lots:
         tasks = partial(permuted_mnist, count, setup.train_limit, setup.held_limit, seed=seed)
         runs.append(Run(tasks, method, partial(mlp, setup.sizes), setup.settings, seed, evaluate_on=on))
-    return [outcome.record for outcome in sweep(runs)]
+    waiting = [pool(_swept, part, setup.small, folder) for part in ([[run] for run in runs] if folder else [runs])]
+    return lambda: [record for result in waiting for record in result()]
+
+
+def _swept(runs: Sequence[Run], small: bool, folder: str | None) -> list[Record | None]:
+    with one_thread(small):
+        return [outcome.record for outcome in sweep(runs, folder=folder)]
 
 
 @dataclass(frozen=True)

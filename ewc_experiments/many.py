@@ -26,6 +26,7 @@ from ewc_code.models import mlp, snapshot
 from ewc_code.sweep import Run, sweep
 from ewc_code.tasks import permuted_mnist, together
 from ewc_code.training import Record, Settings, accuracy, fit
+from ewc_experiments.workers import Pool, one_thread, workers
 
 Anchors = Literal["newest", "own"]
 
@@ -138,6 +139,11 @@ class Many:
     seeds: tuple[int, ...] = (0, 1, 2, 3)  #: Of the reported runs: permutations, initial weights, order of examples.
     choosing: tuple[int, ...] = (100,)  #: Seeds of the runs that choose the strengths; none of `seeds`.
 
+    @property
+    def small(self) -> bool:
+        """Whether the networks are too small for two threads to share a step."""
+        return max(self.sizes[1:-1]) <= 100
+
     def __post_init__(self) -> None:
         if both := set(self.seeds) & set(self.choosing):
             raise ValueError(f"seeds that choose must not be reported; both hold {both}.")
@@ -159,6 +165,7 @@ MANY = {
 }  # fmt: skip
 
 ONE, OWN = "one penalty", "a penalty per task"
+LOT = 9  #: Runs in one piece of work, at most.
 Family = Callable[[float], Method]
 
 
@@ -217,51 +224,68 @@ def permuted(setup: Many, progress: Callable[[str], None] = lambda _: None) -> S
 
     A sequence that diverges while strengths are chosen counts as none right; a reported one is a FloatingPointError.
     """
+    with workers(setup.small) as pool:
+        found = _choose(setup, pool)
+        tries = sum(len(by_strength) for by_strength in found.tried.values())
+        progress(f"{tries} sequences of {setup.tasks} tasks: strengths chosen on validation data")
+        joint = {n: [pool(_joint, setup, n, seed) for seed in setup.seeds] for n in setup.lengths}
+        made = families(setup)
+        wanted = [(name, strength) for name in made for strength in sorted({*found.chosen[name].values(), setup.stiff})]
+        methods = [consolidation.none(), *(made[name](strength) for name, strength in wanted)]
+        rows = _learned(setup, pool, methods, setup.seeds, "test")
+        found.joint |= {length: [result() for result in each] for length, each in joint.items()}
+    for (name, strength), records in zip([("plain", 0.0), *wanted], rows, strict=True):
+        if None in records:
+            raise FloatingPointError(f"every reported run must stay finite; {name} at strength {strength:g} did not.")
+        found.reported[name][strength] = [record for record in records if record]
+    progress(f"{len(methods)} methods, {len(setup.seeds)} seeds each: reported on test data")
+    return found
+
+
+def _choose(setup: Many, pool: Pool) -> Sequences:
+    """The best strength of each method for each length, and nothing reported yet."""
     made, tries = families(setup), ladders(setup)
     trial = [(name, strength) for name in made for strength in tries[name]]
-    outcomes = _learned(setup, [made[name](strength) for name, strength in trial], setup.choosing, "validation")
+    outcomes = _learned(setup, pool, [made[name](strength) for name, strength in trial], setup.choosing, "validation")
     tried: dict[str, dict[float, list[Record]]] = {name: {} for name in made}
     for (name, strength), records in zip(trial, outcomes, strict=True):
         tried[name][strength] = [record for record in records if record]
     found = Sequences(setup, tried, {}, {"plain": {}, **{name: {} for name in made}}, {})
     for name in made:
         by = lambda strength, length, name=name: found.validated(name, strength, length)  # noqa: E731
-        found.chosen[name] = {length: max(tries[name], key=partial(by, length=length)) for length in setup.lengths}
+        found.chosen[name] = {length: max(tried[name], key=partial(by, length=length)) for length in setup.lengths}
     found.chosen["plain"] = dict.fromkeys(setup.lengths, 0.0)
-    progress(f"{len(trial)} sequences of {setup.tasks} tasks: strengths chosen on validation data")
-    wanted = [(name, strength) for name in made for strength in sorted({*found.chosen[name].values(), setup.stiff})]
-    methods = [consolidation.none(), *(made[name](strength) for name, strength in wanted)]
-    rows = _learned(setup, methods, setup.seeds, "test")
-    for (name, strength), records in zip([("plain", 0.0), *wanted], rows, strict=True):
-        if None in records:
-            raise FloatingPointError(f"every reported run must stay finite; {name} at strength {strength:g} did not.")
-        found.reported[name][strength] = [record for record in records if record]
-    progress(f"{len(methods)} methods, {len(setup.seeds)} seeds each: reported on test data")
-    found.joint |= {length: _joint(setup, length) for length in setup.lengths}
     return found
 
 
 def _learned(
-    setup: Many, methods: Sequence[Method], seeds: Sequence[int], on: Literal["test", "validation"]
+    setup: Many, pool: Pool, methods: Sequence[Method], seeds: Sequence[int], on: Literal["test", "validation"]
 ) -> list[list[Record | None]]:
-    """A row a method, one a seed; each seed has permutations of its own."""
+    """A row a method, one a seed; each seed has permutations of its own.
+
+    A seed's runs share their first task: they are one piece of work, or a few.
+    """
+    lots = [(seed, methods[i : i + LOT]) for seed in seeds for i in range(0, len(methods), LOT)]
+    found = [record for result in [pool(_lot, setup, seed, lot, on) for seed, lot in lots] for record in result()]
+    return [found[i :: len(methods)] for i in range(len(methods))]
+
+
+def _lot(setup: Many, seed: int, methods: Sequence[Method], on: Literal["test", "validation"]) -> list[Record | None]:
     held, network = setup.held_limits[on == "test"], partial(mlp, setup.sizes)
-    make = partial(permuted_mnist, setup.tasks, setup.train_limit, held)
-    runs = [Run(partial(make, seed=s), m, network, setup.settings, s, 0, on) for m in methods for s in seeds]
-    found = [outcome.record for outcome in sweep(runs)]
-    return [found[i : i + len(seeds)] for i in range(0, len(found), len(seeds))]
+    make = partial(permuted_mnist, setup.tasks, setup.train_limit, held, seed=seed)
+    with one_thread(setup.small):
+        return [
+            outcome.record for outcome in sweep([Run(make, m, network, setup.settings, seed, 0, on) for m in methods])
+        ]
 
 
-def _joint(setup: Many, count: int) -> list[float]:
-    """Average test accuracy on `count` tasks of one training on all of their images together, one a seed."""
-    found = []
-    for seed in setup.seeds:
-        make = partial(permuted_mnist, count, setup.train_limit, setup.held_limits[1], seed=seed)
-        model, everything = mlp(setup.sizes, seed).to(device()), together(make)[0]
-        flat = Diagonal.isotropic(snapshot(model))
-        fit(model, everything.train, flat, 0.0, setup.settings, generator(1000 * seed))
-        found.append(accuracy(model, everything.test))
-    return found
+def _joint(setup: Many, count: int, seed: int) -> float:
+    """Average test accuracy on `count` tasks of one training on all of their images together."""
+    make = partial(permuted_mnist, count, setup.train_limit, setup.held_limits[1], seed=seed)
+    model, everything = mlp(setup.sizes, seed).to(device()), together(make)[0]
+    with one_thread(setup.small):
+        fit(model, everything.train, Diagonal.isotropic(snapshot(model)), 0.0, setup.settings, generator(1000 * seed))
+    return accuracy(model, everything.test)
 
 
 @dataclass

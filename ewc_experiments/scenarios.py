@@ -5,10 +5,11 @@ chosen on validation data, on seeds that are not reported, for each data set and
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -73,7 +74,7 @@ SPLIT = {
     ),
     "laptop": Split(),
     "paper": Split(
-        hidden=(400, 400), train_limit=None, held_limit=None, choosing=(100, 101), kept=200, examples=1000,
+        hidden=(400, 400), train_limit=None, held_limit=None, kept=200, examples=1000,
         damping=0.1, settings=Settings(epochs=26, batch_size=128, learning_rate=1e-3, decay=False),
         l2=(0.01, 0.1, 1.0, 10.0), ewc=(1e3, 1e4, 1e5, 1e6), kronecker=(10.0, 100.0, 1000.0, 1e4),
         si=(1.0, 10.0, 100.0, 1e3), mas=(0.01, 0.1, 1.0, 10.0), lwf=(0.3, 1.0, 3.0),
@@ -148,11 +149,28 @@ class Entry:
 Table = dict[str, dict[str, dict[str, Entry]]]
 
 
-def compare(setup: Split, progress: Callable[[str], None] = lambda _: None) -> Table:
-    """Choose every strength on validation data, then every method on fresh seeds and the test data."""
-    with workers(small=setup.small) as pool:
+#: Of each scenario, the methods that have a strength and are recorded at paper scale; all of them take hours on a CPU.
+RECORDED: dict[Scenario, tuple[str, ...]] = {"task": ("EWC", "online EWC", "SI"), "class": ("EWC", "replay")}
+
+
+def compare(
+    setup: Split,
+    progress: Callable[[str], None] = lambda _: None,
+    only: Mapping[Scenario, Sequence[str]] | None = None,
+    folder: Path | None = None,
+) -> Table:
+    """Choose every strength on validation data, then every method on fresh seeds and the test data.
+
+    `only` names scenarios and their methods, besides plain and joint training; all by default. `folder`: as for
+    `sweep.sweep`; with it, no run waits for others to be kept.
+    """
+    wanted = only or dict.fromkeys(SCENARIOS, tuple(families(setup)))
+    # Larger networks would do with two threads, too, but there are more than enough of them to give each its own.
+    with workers(small=True) as pool:
         asked = {
-            (name, scenario): pool(_entries, setup, name, scenario) for name in setup.sets for scenario in SCENARIOS
+            (name, scenario): pool(_entries, setup, name, scenario, chosen, folder)
+            for name in setup.sets
+            for scenario, chosen in wanted.items()
         }
         found: Table = {}
         for (name, scenario), result in asked.items():
@@ -161,25 +179,30 @@ def compare(setup: Split, progress: Callable[[str], None] = lambda _: None) -> T
     return found
 
 
-def _entries(setup: Split, name: str, scenario: Scenario) -> dict[str, Entry]:
-    """All methods in one scenario on one data set."""
-    chosen = _choose(setup, name, scenario)
+def _entries(
+    setup: Split, name: str, scenario: Scenario, wanted: Sequence[str], folder: Path | None
+) -> dict[str, Entry]:
+    """All methods wanted in one scenario on one data set."""
+    chosen = _choose(setup, name, scenario, wanted, folder)
     made = methods(setup, {method: picked.best for method, picked in chosen.items()})
-    outcomes = learned(setup, name, scenario, list(made.values()), setup.seeds)
+    outcomes = learned(setup, name, scenario, list(made.values()), setup.seeds, folder=folder)
     return {
         method: Entry(method, strength, chosen.get(method), _records(method, row))
         for (method, (_, strength)), row in zip(made.items(), outcomes, strict=True)
     }
 
 
-def _choose(setup: Split, name: str, scenario: Scenario) -> dict[str, Chosen]:
+def _choose(
+    setup: Split, name: str, scenario: Scenario, wanted: Sequence[str], folder: Path | None
+) -> dict[str, Chosen]:
     """The best strength of each method on validation data; a run that diverged counts as none right.
 
     Where only one is offered there is nothing to choose.
     """
-    every = families(setup)
+    every = {method: made for method, made in families(setup).items() if method in wanted}
     offered = [(method, family, s) for method, (family, ladder) in every.items() for s in ladder if len(ladder) > 1]
-    rows = learned(setup, name, scenario, [(family, s) for _, family, s in offered], setup.choosing, "validation")
+    tried = [(family, s) for _, family, s in offered]
+    rows = learned(setup, name, scenario, tried, setup.choosing, "validation", folder)
     found: dict[str, Chosen] = {}
     for method, (_, ladder) in every.items():
         if len(ladder) == 1:
@@ -199,11 +222,13 @@ def learned(
     made: Sequence[tuple[Family, float]],
     seeds: Sequence[int],
     evaluate_on: Literal["test", "validation"] = "test",
+    folder: Path | None = None,
 ) -> list[list[Outcome]]:
     """A row of outcomes for each method and strength, one a seed.
 
     Diagonal Gaussians fill one stack, because one belief of another kind in it would have all asked one by one.
     """
+    stack = 1 if folder else 60
     make = partial(split, name, scenario, setup.train_limit, setup.held_limit)
     build = partial(network, scenario, setup.hidden)
     runs = [
@@ -215,7 +240,7 @@ def learned(
     found: dict[str, Outcome] = {}
     for group in ([r for r in runs if not other[r.key]], [r for r in runs if other[r.key]]):
         with one_thread(setup.small):
-            found |= {run.key: outcome for run, outcome in zip(group, sweep(group, stack=60), strict=True)}
+            found |= {run.key: outcome for run, outcome in zip(group, sweep(group, None, folder, stack), strict=True)}
     outcomes = [found[run.key] for run in runs]
     return [outcomes[i : i + len(seeds)] for i in range(0, len(runs), len(seeds))]
 
@@ -233,14 +258,43 @@ def as_markdown(table: dict[str, dict[str, Entry]], published: dict[str, tuple[s
     """
     head = ["method", *(f"{scenario}-incremental" for scenario in table), *(["published"] if published else [])]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for method in next(iter(table.values())):
+    entries = [entry for by_method in table.values() for entry in by_method.values()]
+    order = ["plain", *families(Split()), "joint"]
+    for method in sorted({entry.method for entry in entries}, key=order.index):
         cells = [method]
-        for entry in (entries[method] for entries in table.values()):
-            cells.append(str(entry.summary()) + (f", λ = {entry.strength:g}" if entry.chosen else ""))
+        for entry in (by_method.get(method) for by_method in table.values()):
+            cells.append(f"{entry.summary()}{f', λ = {entry.strength:g}' if entry.chosen else ''}" if entry else "–")
         if published:
             cells.append(" / ".join(published.get(method, ("–",))))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def stored(table: dict[str, dict[str, Entry]]) -> dict[str, Any]:
+    """What a recording keeps of one data set, for JSON: strengths, what chose them, and the accuracy matrices."""
+    return {
+        scenario: {
+            name: asdict(replace(entry, records=[Record(r.names, r.accuracy) for r in entry.records]))
+            for name, entry in entries.items()
+        }
+        for scenario, entries in table.items()
+    }
+
+
+def restored(kept: dict[str, Any]) -> dict[str, dict[str, Entry]]:
+    """The inverse of `stored`."""
+    found: dict[str, dict[str, Entry]] = {}
+    for scenario, entries in kept.items():
+        found[scenario] = {
+            name: Entry(
+                name,
+                entry["strength"],
+                entry["chosen"] and Chosen(**entry["chosen"]),
+                [Record(**record) for record in entry["records"]],
+            )
+            for name, entry in entries.items()
+        }
+    return found
 
 
 @dataclass

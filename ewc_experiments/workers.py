@@ -11,6 +11,9 @@ import torch
 
 from ewc_code.environment import device
 
+#: Called with a function and its arguments, gives a function that waits for the result.
+Pool = Callable[..., Callable[[], Any]]
+
 
 @contextmanager
 def one_thread(small: bool) -> Iterator[None]:
@@ -24,8 +27,8 @@ def one_thread(small: bool) -> Iterator[None]:
 
 
 @contextmanager
-def workers(small: bool) -> Iterator[Callable[..., Callable[[], Any]]]:
-    """Called with a function and its arguments, gives a function that waits for the result.
+def workers(small: bool) -> Iterator[Pool]:
+    """Where pieces of work may be done at the same time.
 
     On a CPU with several cores small networks are given a process each core; else the work is done when it is waited
     for, here. Either way with the same results: small networks are on one thread (`one_thread`).

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ SMALL = beyond.Sequences(
     (784, 8, 10), 150, 100, QUICK, 60, (2, 3), (0, 1), (100,), ladders=dict.fromkeys(beyond.LADDERS, (0.01, 1.0))
 )
 TRAINED = (beyond.Training("Adam", QUICK), beyond.Training("SGD", replace(QUICK, optimiser="sgd", learning_rate=0.05)))
+RECORDED = Path(__file__).parents[1] / "book" / "recorded"
 
 
 pytestmark = pytest.mark.usefixtures("data_at_hand")
@@ -150,6 +152,30 @@ def test_a_longer_sequence_begins_as_a_shorter_one_does(done: beyond.Sequenced) 
     alone = learn(model, make(), method, SMALL.settings, 1)
     expected = sum(alone.accuracy[-1]) / 2
     assert done.averages("EWC", 2)[1] == pytest.approx(expected, abs=0.02)  # stacked sums round differently
+
+
+def test_two_methods_kept_run_by_run(done: beyond.Sequenced, tmp_path: Path) -> None:
+    setup = replace(SMALL, ladders={name: SMALL.ladders[name] for name in ("EWC", "Kronecker")})
+    found = beyond.sequences(setup, folder=str(tmp_path))
+    assert set(found.records) == {"plain", "EWC", "Kronecker", beyond.APART}
+    assert len(list(tmp_path.glob("*.json"))) >= 4 + 3 * 2
+    lines = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    assert beyond.sequences(setup, folder=str(tmp_path)) == found
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == lines
+    again = beyond.restored(json.loads(json.dumps(beyond.stored(found))))
+    assert again.averages("Kronecker", 2) == found.averages("Kronecker", 2)
+    assert (again.chosen, again.validation) == (found.chosen, found.validation)
+    assert found.averages("plain", 3) == pytest.approx(done.averages("plain", 3), abs=0.02)  # stacked: other rounding
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("fifty-*.json")), ids=lambda path: path.stem)
+def test_recorded_sequences_have_the_settings_of_the_code(path: Path) -> None:
+    recorded = json.loads(path.read_text())
+    assert recorded["setup"] == json.loads(json.dumps(asdict(beyond.FIFTY)))
+    assert recorded["commit"] and recorded["versions"]["torch"]
+    found = beyond.restored(recorded["found"])
+    for name in ("EWC", "Kronecker", "plain"):
+        assert {count: len(found.averages(name, count)) for count in found.records[name]} == {10: 5, 20: 5, 50: 5}
 
 
 def test_figures_of_the_sequences_have_a_panel_a_count(done: beyond.Sequenced) -> None:

@@ -572,18 +572,43 @@ WIDTHS = (64, 256, 512, 1024, 2048, 4096, 8192, 10240)
 def costs(width: int, examples: int, context: int = 1024, vocabulary: int = 256) -> Cost:
     r"""One row of the table: a decoder of this width with a block for each 128 of it, P ~ 12 width^2 blocks.
 
-    Curvature has one drawn label a position, and `examples` texts. Moved are the weights once an example and way, and
-    by the diagonal the gradient of each text, a number a parameter that is written, read and squared into the sum.
+    Curvature has one drawn label a position, and `examples` texts. Moved are the weights once an example and way, what
+    goes into and comes out of every matrix, three times (forward, way back, squares or gradients), and by the diagonal
+    the gradient of each text, a number a parameter that is written, read and squared into the sum. Attention's scores
+    are assumed never to reach memory.
     """
     network = transformer(width, max(1, width // 128), context, vocabulary)
     size = network.parameters
     whats: tuple[What, ...] = ("training", "diagonal", "kronecker")
     done = {str(what): float(examples * operations(network, what)) for what in whats}
     ways = FLOAT * size * examples
-    moved = {"training": 3 * ways, "diagonal": 2 * ways + 4 * ways, "kronecker": 2 * ways}
+    through = FLOAT * examples * sum(s.count * s.positions * (s.inputs + s.outputs) for s in network.layers)
+    moved = {name: times * ways + 3 * through for name, times in (("training", 3), ("diagonal", 6), ("kronecker", 2))}
     kinds: tuple[Kind, ...] = ("diagonal", "kronecker", "full")
     kept = {str(kind): float(FLOAT * numbers(network, kind)) for kind in kinds}
     return Cost(network, width, size, kept, done, {name: float(value) for name, value in moved.items()})
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The table's smallest network, as it is."""
+
+    texts: int
+    seconds: float  #: Its diagonal Fisher from drawn labels; the best of three.
+    counted: int  #: Operations of forward and backward of one text.
+    predicted: int  #: The same by `operations`.
+
+
+def first_row(row: Cost, texts: int, context: int = 1024, vocabulary: int = 256) -> Tried:
+    """Make the network of a row that fits here, and look at what the table says of it."""
+    model = transformer_model(vocabulary, context, row.width, heads=1, depth=max(1, row.width // 128)).to(device())
+    tokens = torch.randint(0, vocabulary, (texts, context), generator=generator(0)).to(device())
+    data = Examples(tokens, tokens)
+    counts = counted(lambda: nll(model(tokens[:1]), tokens[:1]).backward())
+    best = min(
+        seconds(lambda: fisher.diagonal(model, data, "sampled", generator(0), batch_size=texts)) for _ in range(3)
+    )
+    return Tried(texts, best, counts, operations(row.network, "training"))
 
 
 # Quoted, not measured: NVIDIA's data sheet, SXM, TF32 tensor cores without sparsity (half of the number with), HBM3.

@@ -40,6 +40,12 @@ class Work:
         return json.dumps(dataclasses.asdict(self))
 
 
+def place() -> torch.device:
+    """This process's own GPU where each process of this machine has one, else the CPU; as torchrun counts them."""
+    rank, here = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return torch.device("cuda", rank) if torch.cuda.device_count() >= here else torch.device("cpu")
+
+
 def network(setup: Work) -> nn.Sequential:
     """The model, with its initial weights."""
     return mlp(setup.sizes, seed=0).double()
@@ -51,14 +57,15 @@ def task(setup: Work, seed: int) -> Examples:
     return Examples(x, mlp(setup.sizes, seed=100 + seed).double()(x).argmax(1))
 
 
-def work(setup: Work, rank: int = 0, world: int = 1) -> tuple[Diagonal, int]:
+def work(setup: Work, rank: int = 0, world: int = 1, where: str | torch.device = "cpu") -> tuple[Diagonal, int]:
     """The belief after two tasks, and the number of examples whose curvature this rank computed."""
-    model = network(setup)
+    model = network(setup).to(where)
     learner = DistributedDataParallel(model) if world > 1 else model
     descent = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     belief = Diagonal.isotropic(snapshot(model))
     for seed in (0, 1):
-        data, share = task(setup, seed), setup.batch // world
+        made, share = task(setup, seed), setup.batch // world
+        data = Examples(made.x.to(where), made.y.to(where))
         for step in range(setup.steps):
             start = step * setup.batch % setup.examples + rank * share
             mine = data[start : start + share]
@@ -82,17 +89,22 @@ def main() -> None:
     """What torchrun starts, once a process."""
     folder, setup = Path(sys.argv[1]), Work(**json.loads(sys.argv[2]))
     setup = dataclasses.replace(setup, sizes=tuple(setup.sizes))
-    dist.init_process_group("gloo")
+    where = place()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    belief, n = work(setup, rank, world)
+    belief, n = work(setup, rank, world, where)
     storage.save(belief, folder / f"rank{rank}.safetensors")
-    counts = [torch.zeros((), dtype=torch.int64) for _ in range(world)]
-    dist.all_gather(counts, torch.tensor(n))
+    counts = [torch.zeros((), dtype=torch.int64, device=where) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor(n, device=where))
     flat, times = torch.cat([v.reshape(-1) for v in belief.mean.values()]), []
     for _ in range(20):
         dist.barrier()
         start = time.perf_counter()
         dist.all_reduce(flat)
+        if where.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     if rank == 0:
         about = {"examples": [count.item() for count in counts], "allreduce": statistics.median(times)}

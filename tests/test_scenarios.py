@@ -161,15 +161,15 @@ def test_examples_are_put_together() -> None:
 
 
 def test_some_methods_in_some_scenarios_are_kept_and_read_again(tmp_path: Path) -> None:
-    only = {"task": ("EWC",), "class": ("replay", "EWC")}
+    only = {"task": ("EWC", "plain"), "class": ("EWC", "replay", "joint")}
     lines: list[str] = []
     table = scenarios.compare(TINY, lines.append, only, tmp_path)["MNIST"]
     assert {scenario: set(entries) for scenario, entries in table.items()} == {
-        "task": {"plain", "EWC", "joint"},
-        "class": {"plain", "EWC", "replay", "joint"},
+        "task": {"plain", "EWC"},
+        "class": {"EWC", "replay", "joint"},
     }
     kept = len(list(tmp_path.glob("*.json")))
-    assert kept == 2 + 2 + (3 + 4) * len(TINY.seeds)  # strengths of EWC tried in either scenario, then the reported
+    assert kept == 2 + 2 + (2 + 3) * len(TINY.seeds)  # strengths of EWC tried in either scenario, then the reported
     again = scenarios.restored(json.loads(json.dumps(scenarios.stored(table))))
     assert all(again[s][m].summary() == table[s][m].summary() for s in table for m in table[s])
     assert again["class"]["EWC"].chosen == table["class"]["EWC"].chosen

@@ -348,7 +348,7 @@ SEQUENCES = {
 #: Fifty tasks as two cores learn them in an hour: fewer images a task than at paper scale, and two methods.
 FIFTY = replace(
     SEQUENCES["paper"], train_limit=10_000, held_limit=2_000, examples=1000,
-    ladders={name: LADDERS[name] for name in ("EWC", "Kronecker")},
+    ladders={"EWC": (0.3, 1.0, *LADDERS["EWC"]), "Kronecker": LADDERS["Kronecker"]},
 )  # fmt: skip
 
 

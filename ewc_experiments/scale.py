@@ -516,13 +516,16 @@ def spread(setup: scale_worker.Work, processes: int = 2) -> Spread:
     root = str(Path(ewc_code.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     local = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
-    settings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     settings |= {"GLOO_SOCKET_IFNAME": local} if local else {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         command = [*torchrun, "-m", "ewc_experiments.scale_worker", folder, setup.as_json()]
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=300)
+        for _ in range(2):  # a process that was aborted, not one that met an error, is begun once more
+            done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=300)
+            if done.returncode == 0 or "SIGABRT" not in done.stderr:
+                break
         if done.returncode:
             raise RuntimeError(f"all {processes} processes must finish; one did not:\n{done.stderr[-3000:]}")
         model, about = scale_worker.network(setup), json.loads((Path(folder) / "about.json").read_text())

@@ -199,7 +199,7 @@ def violations(tab: Tab, axe: str) -> list[str]:
         if scheme == "light":
             tab.page.evaluate(axe)
             tab.page.evaluate(THIN)
-        tab.page.wait_for_timeout(300)  # colours may fade
+        tab.page.wait_for_timeout(800)  # colours may fade, and the theme decides after a while what scrolls
         rules = None if scheme == "light" else COLOURS
         found += [f"{scheme}: {violation}" for violation in tab.page.evaluate(AXE, rules)]
     return found

@@ -345,7 +345,7 @@ SEQUENCES = {
     "laptop": Sequences(),
     "paper": Sequences((784, 100, 100, 10), 60_000, 10_000, Settings(epochs=5), 4000, (10, 20, 50), tuple(range(5))),
 }  # fmt: skip
-#: Fifty tasks as two cores learn them in an hour: fewer images a task than at paper scale, and two methods.
+#: Fifty tasks as two cores learn them in half an hour: fewer images a task than at paper scale, and two methods.
 FIFTY = replace(
     SEQUENCES["paper"], train_limit=10_000, held_limit=2_000, examples=1000,
     ladders={"EWC": (0.3, 1.0, *LADDERS["EWC"]), "Kronecker": LADDERS["Kronecker"]},

@@ -2,7 +2,7 @@
 
 figure2      all panels of "The paper, reproduced": minutes on a GPU, about an hour on two cores
 scenarios    split MNIST of "Where it fails", told the task and asked for the class: about an hour on two cores
-fifty        fifty permuted tasks of "Beyond the diagonal": about an hour on two cores
+fifty        fifty permuted tasks of "Beyond the diagonal": about half an hour on two cores
 
 Each writes one file into `book/recorded`: the results with device, versions, date, commit, settings and seconds.
 Finished runs are kept in `_build/recorded`, so that a recording that was stopped goes on where it stopped.

@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup, Tag
 ROOT = Path(__file__).resolve().parent.parent
 SITE, FOLDER = ROOT / "_build/html", ROOT / "_build/pdf"
 PARTS_OF_THE_SCREEN = (
-    "a.headerlink, button, script, .toggle-button, .copybtn, .tag_check details, .sd-stretched-link, "
+    "a.headerlink, button, script, .toggle-button, .copybtn, .tag_check details.hide, .sd-stretched-link, "
     ".play-controls, noscript"
 )
 FOOTER = (

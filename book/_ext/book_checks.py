@@ -13,6 +13,7 @@ from myst_nb.core.render import load_mime_renders
 
 from book_model import CHECK_MIME, anchor
 
+MANY = 12  # check lines of one cell that a reader is asked to scroll past
 SHARED_IDS = {"exercise-content", "solution-content", "proof", "proof-content"}
 
 
@@ -58,6 +59,12 @@ def fold_checks(app, doctree) -> None:
         if "tag_check" in cell["classes"] and not cell.get("hide_mode"):
             cell["hide_mode"] = "input"
             cell["prompt_show"], cell["prompt_hide"] = "Show the check", "Hide the check"
+        if "cell_output" in cell["classes"]:
+            lines = sum("ewc-check" in line["classes"] for line in cell.findall(nodes.paragraph))
+            if lines > MANY:  # browsers open the block for a link from the ledger to a line in it
+                summary = f'<details class="ewc-checks"><summary>✓ {lines} checks hold: show them</summary>'
+                cell.insert(0, nodes.raw("", summary, format="html"))
+                cell += nodes.raw("", "</details>", format="html")
     for n, node in enumerate(doctree.findall(nodes.Element)):
         # sphinx-exercise and sphinx-proof give all their blocks the same few ids, and a page may not use an id twice.
         if SHARED_IDS.intersection(node.get("ids", ())):

@@ -148,7 +148,8 @@ def fit(
     if not 0 <= strength < math.inf:
         raise ValueError(f"strength must be finite and at least 0; got {strength}.")
     outputs(model, data)
-    if not torch.isfinite(data.x).all():
+    # The sum is finite only if all inputs are; looking at each takes a tenth of a short fit's time.
+    if not (data.x.sum().isfinite() or torch.isfinite(data.x).all()):
         raise ValueError(f"the inputs of {name} must be finite; got NaN or infinity. Clean or drop these examples.")
     theta: Params = {key: p for key, p in model.named_parameters() if p.requires_grad}
     start = {key: value.clone() for key, value in model.state_dict().items()}

@@ -81,7 +81,7 @@ class Examples:
 
     @property
     def count(self) -> int:
-        """N of every formula: examples, or with a label at each position of a sequence, positions."""
+        """The N of every formula; it counts examples, or positions where each position of a sequence has a label."""
         return len(self.y) if self.y.is_floating_point() else self.y.numel()
 
     def __getitem__(self, index: slice | Tensor) -> "Examples":

@@ -180,7 +180,7 @@ def products(found: Layers) -> Products:
 def gradients(layer: Layer, received: Tensor) -> Callable[[Tensor], Float[Tensor, "b o i"]]:
     r"""From the gradients g at the outputs to each example's own gradient, a matrix for weight and bias together.
 
-    Linear, Conv2d   sum_t g_t h_t^T        h with a 1 appended for the bias
+    Linear, Conv2d   sum_t g_t h_t^T         h with a 1 appended for the bias
     LayerNorm        sum_t [g_t * z_t, g_t]  z the normalised input, so that a = w * z + b
     Embedding        row v: sum of g_t over the positions t that hold the token v
     """

@@ -29,7 +29,7 @@ def numbers(belief: Belief) -> int:
         return 0  # the flat belief knows nothing, wherever it is centred
     if isinstance(belief, Penalties):
         return sum(map(numbers, belief.parts))
-    return sum(value.numel() for value in _parts(belief)[1].values())
+    return sum(value.numel() for name, value in _parts(belief)[1].items() if name != "draw")  # a generator's state
 
 
 def save(belief: Belief, path: Path | str) -> None:

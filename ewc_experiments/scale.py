@@ -640,16 +640,18 @@ def memory_table(rows: Sequence[Cost]) -> str:
 
 def time_table(rows: Sequence[Cost], here: Hardware, device: Hardware = H100) -> str:
     """Operations of the curvature, and the time that they take here and on a larger device, as a Markdown table."""
+    kinds = ("diagonal", "kronecker")
     lines = [
-        "| parameters | operations, diagonal | this machine | H100 | operations, Kronecker | H100 |",
-        "|---|---|---|---|---|---|",
+        "| parameters | diagonal, operations | here | H100 | Kronecker, operations | here | H100 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        time_on = lambda machine, what, row=row: in_units(machine.hours(row.operations[what], row.moved[what]), HOURS)  # noqa: E731
-        lines.append(
-            f"| {row.parameters:.1e} | {row.operations['diagonal']:.1e} | {time_on(here, 'diagonal')} "
-            f"| {time_on(device, 'diagonal')} | {row.operations['kronecker']:.1e} | {time_on(device, 'kronecker')} |"
-        )
+        taken = {
+            kind: [in_units(m.hours(row.operations[kind], row.moved[kind]), HOURS) for m in (here, device)]
+            for kind in kinds
+        }
+        cells = " | ".join(f"{row.operations[kind]:.1e} | {' | '.join(taken[kind])}" for kind in kinds)
+        lines.append(f"| {row.parameters:.1e} | {cells} |")
     return "\n".join(lines)
 
 

@@ -266,7 +266,7 @@ def as_markdown(table: dict[str, dict[str, Entry]], published: dict[str, tuple[s
     for method in sorted({entry.method for entry in entries}, key=order.index):
         cells = [method]
         for entry in (by_method.get(method) for by_method in table.values()):
-            cells.append(f"{entry.summary()}{f', λ = {entry.strength:g}' if entry.chosen else ''}" if entry else "–")
+            cells.append(f"{entry.summary()}{f', λ = {entry.strength:g}' if entry.chosen else ''}" if entry else "–")
         if published:
             cells.append(" / ".join(published.get(method, ("–",))))
         lines.append(f"| {' | '.join(cells)} |")

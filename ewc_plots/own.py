@@ -32,8 +32,8 @@ def two_tasks(found: Comparison, methods: Sequence[str], names: tuple[str, str])
     for which, (colour, marker, label) in enumerate(looks):
         values = [found.interval(method, which) for method in methods]
         axis.errorbar(
-            [v.mean for v in values], rows, xerr=[v.half for v in values], color=COLOURS[colour], marker=marker,
-            markersize=5, capsize=2, linestyle="none", label=label,
+            [v.mean for v in values], rows + 0.12 - 0.24 * which, xerr=[v.half for v in values], color=COLOURS[colour],
+            marker=marker, markersize=5, capsize=2, linestyle="none", label=label,
         )  # fmt: skip
     before = interval([story.before for story in found.stories])
     axis.axvline(before.mean, color=COLOURS["grey"], linestyle="--", label="old task before the new one")
@@ -81,7 +81,7 @@ def protected(lives: Sequence[Life]) -> Figure:
             marker="D" if what == "shares" else "o", markersize=5, capsize=2, linestyle="none",
         )  # fmt: skip
         axis.set(xlabel=label)
-    axes[0].set(yticks=rows, yticklabels=parts, xlim=(0, None))
+    axes[0].set(yticks=rows, yticklabels=parts, xlim=(-0.01, None))
     axes[1].set(xscale="log")
     axes[1].axvline(1, color=COLOURS["grey"], linestyle=":")
     return figure

@@ -53,7 +53,7 @@ def search(grids: Mapping[str, Sequence[Cell]], epochs: Sequence[Cell]) -> Figur
     left.set_xticks(grids["EWC"][0].chosen.strengths, [f"{s:g}" for s in grids["EWC"][0].chosen.strengths])
     left.minorticks_off()
     left.legend(loc="best", fontsize=8)
-    right.plot([cell.epochs for cell in epochs], [cell.best for cell in epochs], color=COLOURS["blue"], marker="o")
+    right.plot([cell.epochs for cell in epochs], [cell.best for cell in epochs], color=COLOURS["black"], marker="s")
     right.set(xlabel="epochs a task", xticks=[cell.epochs for cell in epochs])
     return figure
 

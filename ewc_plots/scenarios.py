@@ -107,7 +107,11 @@ def gap(watched: Mapping[str, Sequence[Watched]], switches: Sequence[int]) -> Fi
         _band(axis, runs[0].steps, [run.accuracy for run in runs], name)
     for step in switches:
         axis.axvline(step, color=COLOURS["grey"], linewidth=1, linestyle="-")
-    axis.set(xlabel="steps since the first task ended; grey lines: the next task begins", ylabel="accuracy on task 1")
+    axis.set(
+        xlabel="steps since the first task ended; grey lines: the next task begins",
+        ylabel="accuracy on task 1",
+        ylim=(0, 1),
+    )
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(watched))
     return figure
 

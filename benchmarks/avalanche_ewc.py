@@ -75,16 +75,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=400)
+    parser.add_argument("--products", choices=("highest", "high", "medium"), help="rounding in training")
     parser.add_argument("--ours-only", action="store_true")
     given = parser.parse_args()
     sequence = tasks.permuted_mnist(given.tasks, given.images)
     sizes = (784, given.width, given.width, 10)
-    settings = training.Settings(given.epochs, given.batch, 2e-3)
+    settings = training.Settings(given.epochs, given.batch, 2e-3, products=given.products)
     result = {"settings": vars(given), "hardware": environment.hardware()}
     seconds, accuracy = ours(sequence, sizes, settings, given.fisher)
     result["ours"] = {"seconds": seconds, "average": sum(accuracy) / len(accuracy)}
     if not given.ours_only:
-        seconds, accuracy = theirs(sequence, sizes, settings)
+        with environment.products(given.products):
+            seconds, accuracy = theirs(sequence, sizes, settings)
         result["avalanche"] = {"seconds": seconds, "average": sum(accuracy) / len(accuracy)}
         result["ratio"] = result["avalanche"]["seconds"] / result["ours"]["seconds"]
     print(json.dumps(result, indent=1))

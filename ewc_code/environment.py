@@ -2,7 +2,8 @@
 
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 
 import torch
@@ -47,6 +48,17 @@ def generator(seed: int, on: torch.device | str = "cpu") -> torch.Generator:
     will draw; drawing on the CPU and moving gives the same draws on every device.
     """
     return torch.Generator(device=on).manual_seed(seed)
+
+
+@contextmanager
+def products(precision: str | None) -> Iterator[None]:
+    """Within, torch's float32 matrix products take this `torch.set_float32_matmul_precision`; None leaves it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def versions() -> dict[str, str]:

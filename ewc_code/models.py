@@ -115,7 +115,7 @@ class Transformer(nn.Module):
     def __init__(self, vocabulary: int, context: int, width: int, heads: int, depth: int) -> None:
         super().__init__()
         self.context = context
-        self.token, self.place = _blank_embedding(vocabulary, width), _blank_embedding(context, width)
+        self.token, self.place = (nn.utils.skip_init(nn.Embedding, count, width) for count in (vocabulary, context))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), _blank_linear(width, vocabulary)
 
@@ -157,10 +157,6 @@ def transformer(
             elif name.endswith("bias"):
                 parameter.zero_()
     return model
-
-
-def _blank_embedding(count: int, width: int) -> nn.Embedding:
-    return nn.utils.skip_init(nn.Embedding, count, width)
 
 
 def _blank_linear(fan_in: int, fan_out: int) -> nn.Linear:

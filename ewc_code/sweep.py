@@ -28,7 +28,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from ewc_code import __version__
 from ewc_code.consolidation import Method, none
 from ewc_code.data import Examples
-from ewc_code.environment import device, generator
+from ewc_code.environment import device, generator, products
 from ewc_code.gaussian import Belief, stacked_penalty
 from ewc_code.models import Params, evaluating, flatten, nll, outputs, restore, snapshot
 from ewc_code.tasks import Part, Task
@@ -170,7 +170,8 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
                 if paths[m].work and not paths[first[m]].work:
                     paths[first[m]] = paths[m]
             members = [(runs[m], models[m], beliefs[m], sequences[m], paths[m].work) for m in fitted]
-            losses, looks, reached = _fit_stack(i, members)
+            with products(runs[0].settings.products):
+                losses, looks, reached = _fit_stack(i, members)
             for m in alive:
                 source = m if i > 0 else first[m]
                 restore(models[m], snapshot(models[source]))

@@ -119,11 +119,6 @@ def _pair(
     return Task(f"{2 * i} and {2 * i + 1}", Images(f"{name}, {2 * i} and {2 * i + 1}", *parts))
 
 
-def turned_mnist(degrees: float, train_limit: int | None = None) -> tuple[Task, ...]:
-    """MNIST upright, then turned by an angle; with `train_limit`, at most so many training examples."""
-    return rotated(_images("MNIST", train_limit, None, root(), device()), (0.0, degrees))
-
-
 def together(make: Callable[[], Sequence[Task]]) -> tuple[Task]:
     """All of the tasks' examples as one task: joint training, the ceiling. Takes a copy of each."""
     tasks, whole = make(), []
@@ -134,21 +129,6 @@ def together(make: Callable[[], Sequence[Task]]) -> tuple[Task]:
             place.copy_(task.examples(part).x)
         whole.append(Examples(x, y))
     return (Task("all tasks", Images("all tasks", *whole)),)
-
-
-def centrally_permuted(images: Images, side: int, seed: int = 0) -> Task:
-    """The images with the pixels of their central square of `side` by `side` shuffled, the others in place.
-
-    Source: Kirkpatrick et al. 2017, section 2.2 and Figure 3C (2C in the preprint).
-    """
-    whole = math.isqrt(images.train.x.shape[1])
-    if not 1 <= side <= whole:
-        raise ValueError(f"side must lie in 1..{whole}, the images' own; got {side}.")
-    order, low = torch.arange(whole**2).view(whole, whole), (whole - side) // 2
-    square = order[low : low + side, low : low + side]  # a view
-    square.copy_(square.reshape(-1)[torch.randperm(side**2, generator=generator(seed))].view(side, side))
-    where = order.reshape(-1).to(images.train.x.device)
-    return Task(f"central {side} × {side} permuted", images, partial(_permute, order=where))
 
 
 @lru_cache(maxsize=2)  # a sweep makes the same tasks many times

@@ -33,12 +33,16 @@ class Settings:
     #: 'adam' adapts to the penalty's curvature, which spans many orders of magnitude; 'sgd' is the paper's.
     optimiser: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0  #: For 'sgd'.
+    #: Rounding of training's products, as `torch.set_float32_matmul_precision`: 'high' is TF32 on a GPU, 'medium' also
+    #: bfloat16 on a CPU that has it, None as torch is set. Curvature is never rounded.
+    products: Literal["highest", "high", "medium"] | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise ValueError(f"epochs and batch_size must be at least 1 and learning_rate positive; got {self}.")
-        if self.optimiser not in ("adam", "sgd"):
-            raise ValueError(f"optimiser must be 'adam' or 'sgd'; got {self.optimiser!r}.")
+        if self.optimiser not in ("adam", "sgd") or self.products not in (None, "highest", "high", "medium"):
+            allowed = "optimiser must be 'adam' or 'sgd' and products 'highest', 'high', 'medium' or None"
+            raise ValueError(f"{allowed}; got {self.optimiser!r} and {self.products!r}.")
 
 
 @dataclass
@@ -158,7 +162,9 @@ def fit(
     n, steps = len(data), _steps(settings, len(data))
     step, per_epoch, means = 0, steps // settings.epochs, []
     check_every = 1 if data.x.device.type == "cpu" else CHECK_EVERY
+    rounding = torch.get_float32_matmul_precision()
     try:
+        torch.set_float32_matmul_precision(settings.products or rounding)
         if observe:
             observe(0, steps)
         for _ in range(settings.epochs):
@@ -206,6 +212,7 @@ def fit(
             f"batch_size than {settings.batch_size}."
         ) from error
     finally:
+        torch.set_float32_matmul_precision(rounding)
         for p, gradient in zip(theta.values(), gradients, strict=True):
             p.grad = gradient
     return means

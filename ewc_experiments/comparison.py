@@ -15,13 +15,13 @@ from torch import nn
 
 from ewc_code import consolidation, fisher
 from ewc_code.consolidation import Method
-from ewc_code.data import Examples
+from ewc_code.data import Examples, load
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal
 from ewc_code.importance import Path
 from ewc_code.models import Params, mlp, snapshot
 from ewc_code.sweep import Outcome, Run, sweep
-from ewc_code.tasks import Task, mnist_then_fashion, together, turned_mnist
+from ewc_code.tasks import Task, limited, mnist_then_fashion, rotated, together
 from ewc_code.training import Record, Settings, accuracy, fit
 from ewc_experiments import variants
 
@@ -223,7 +223,11 @@ def capacity(setup: Variation) -> dict[int, list[Record]]:
 def similarity(setup: Variation) -> dict[float, list[Record]]:
     """Records by angle, one a seed."""
     common = setup.training
-    return {angle: plain(common, partial(turned_mnist, angle, common.train_limit)) for angle in setup.values}
+    return {angle: plain(common, partial(_turned, angle, common.train_limit)) for angle in setup.values}
+
+
+def _turned(degrees: float, train_limit: int | None) -> tuple[Task, ...]:
+    return rotated(limited(load("MNIST"), train_limit), (0.0, degrees))
 
 
 def repairs(setup: Comparison, images: int = 200, importance: float = 1000.0) -> dict[str, list[Record]]:

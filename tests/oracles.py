@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -107,3 +108,13 @@ def types_unchecked() -> Iterator[None]:
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def as_then(now: Any, recorded: Any) -> Any:
+    """Settings as the code has them, without the fields that are newer than the recording and None: as it was then."""
+    if isinstance(now, dict) and isinstance(recorded, dict):
+        kept = {name: value for name, value in now.items() if name in recorded or value is not None}
+        return {name: as_then(value, recorded.get(name)) for name, value in kept.items()}
+    if isinstance(now, list) and isinstance(recorded, list) and len(now) == len(recorded):
+        return [as_then(*pair) for pair in zip(now, recorded, strict=True)]
+    return now

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import as_then
 
 from ewc_code import sweep
+from ewc_code.data import Examples, Images
 from ewc_code.environment import SCALES
 from ewc_code.metrics import overlap
 from ewc_code.models import mlp, snapshot
@@ -109,7 +111,8 @@ def test_recorded_settings_are_still_those_of_the_code(path: Path) -> None:
     recorded = json.loads(path.read_text())
     for name, table in PANELS.items():
         now = json.loads(json.dumps(asdict(table[recorded["scale"]])))
-        assert recorded["panels"][name]["setup"] == now, f"panel {name} was recorded with other settings: make record"
+        then = recorded["panels"][name]["setup"]
+        assert then == as_then(now, then), f"panel {name} was recorded with other settings: make record"
     assert recorded["commit"]
     assert recorded["versions"]["torch"]
 
@@ -120,3 +123,20 @@ def test_tasks_are_made_by_name() -> None:
     assert isinstance(made, partial)
     assert made.func is permuted_mnist
     assert all(isinstance(task, Task) for task in made(seed=1))
+
+
+@pytest.mark.parametrize("side", [1, 8, 26, 28])
+def test_central_permutation_moves_the_square_and_nothing_else(side: int) -> None:
+    own = Examples(torch.arange(6 * 784.0).view(6, 784), torch.zeros(6, dtype=torch.int64))
+    pictures = Images("pictures", own, own, own)  # every pixel of every image has a value of its own
+    task = figure2.centrally_permuted(pictures, side, seed=3)
+    low = (28 - side) // 2
+    inside = torch.zeros(28, 28, dtype=torch.bool)
+    inside[low : low + side, low : low + side] = True
+    inside = inside.reshape(-1)
+    before, after = pictures.train.x, task.train.x
+    assert torch.equal(before[:, ~inside], after[:, ~inside])
+    assert torch.equal(before[:, inside].sort(1).values, after[:, inside].sort(1).values)
+    assert side == 1 or not torch.equal(before, after)
+    with pytest.raises(ValueError, match=r"side must lie in 1..28"):
+        figure2.centrally_permuted(pictures, 29)

@@ -14,7 +14,6 @@ from torch import Tensor
 from ewc_code.data import Examples, Images, load
 from ewc_code.tasks import (
     Task,
-    centrally_permuted,
     limited,
     mnist_then_fashion,
     permuted,
@@ -169,22 +168,6 @@ def test_rotation_of_what_is_not_square() -> None:
     oblong = Examples(torch.ones(2, 12), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="square images, flattened; got 12 pixels"):
         rotated(Images("oblong", oblong, oblong, oblong), (10.0,))[0].train  # noqa: B018
-
-
-@pytest.mark.parametrize("side", [1, 8, 26, 28])
-def test_central_permutation_moves_the_square_and_nothing_else(side: int) -> None:
-    pictures = images(28)
-    task = centrally_permuted(pictures, side, seed=3)
-    low = (28 - side) // 2
-    inside = torch.zeros(28, 28, dtype=torch.bool)
-    inside[low : low + side, low : low + side] = True
-    inside = inside.reshape(-1)
-    before, after = pictures.train.x, task.train.x
-    assert torch.equal(before[:, ~inside], after[:, ~inside])
-    assert torch.equal(before[:, inside].sort(1).values, after[:, inside].sort(1).values)
-    assert side == 1 or not torch.equal(before, after)
-    with pytest.raises(ValueError, match=r"side must lie in 1..28"):
-        centrally_permuted(pictures, 29)
 
 
 def test_permuted_mnist_shares_one_copy_and_limits_what_is_held_out() -> None:

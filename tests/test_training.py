@@ -341,7 +341,7 @@ def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
 
 
 def test_unknown_optimiser() -> None:
-    with types_unchecked(), pytest.raises(ValueError, match="'adam' or 'sgd'; got 'newton'"):
+    with types_unchecked(), pytest.raises(ValueError, match=r"optimiser must be 'adam' or 'sgd' .*got 'newton'"):
         Settings(optimiser="newton")  # type: ignore[arg-type]
 
 
@@ -449,3 +449,22 @@ def test_ewc_keeps_more_of_the_first_tasks_than_plain_training_on_images() -> No
         assert record.accuracy[1][1] > 0.6
         first[method.name] = record.accuracy[1][0]
     assert first["EWC"] > first["plain"] + 0.1
+
+
+def test_products_are_rounded_while_training_and_never_after() -> None:
+    found, before = set(), torch.get_float32_matmul_precision()
+    look = lambda _step, _steps: found.add(torch.get_float32_matmul_precision())  # noqa: E731
+    data, model = examples(n=8), network(4, 3)
+    flat = Diagonal.isotropic(snapshot(model))
+    fit(model, data, flat, 0.0, Settings(1, 4, products="high"), generator(0), look)
+    assert found == {"high"} and torch.get_float32_matmul_precision() == before
+    with pytest.raises(FloatingPointError):
+        fit(model, data, flat, 0.0, Settings(9, 4, 1e38, products="high"), generator(0))
+    assert torch.get_float32_matmul_precision() == before
+    fit(model, data, flat, 0.0, Settings(1, 4), generator(0), look)
+    assert found == {"high", before}, "without the setting it is as torch is set"
+    with (
+        types_unchecked(),
+        pytest.raises(ValueError, match="products 'highest', 'high', 'medium' or None; got 'adam' and 'low'"),
+    ):
+        Settings(products="low")  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Make the recorded runs, which take longer than a build may: `make record`, or `make record WHAT=scenarios`.
 
-figure2      all panels of "The paper, reproduced": minutes on a GPU, about an hour on two cores
+figure2      all panels of "The paper, reproduced": minutes on a GPU, an hour or two on two cores
 scenarios    split MNIST of "Where it fails", told the task and asked for the class: about an hour on two cores
 fifty        fifty permuted tasks of "Beyond the diagonal": about half an hour on two cores
 

@@ -52,13 +52,15 @@ def generator(seed: int, on: torch.device | str = "cpu") -> torch.Generator:
 
 @contextmanager
 def products(precision: str | None) -> Iterator[None]:
-    """Within, torch's float32 matrix products take this `torch.set_float32_matmul_precision`; None leaves it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision or before)
+    """Within, torch's float32 matrix products take this `torch.set_float32_matmul_precision`; None touches nothing."""
+    before = precision and torch.get_float32_matmul_precision()  # torch refuses it where backends were set one by one
+    if precision:
+        torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if before:
+            torch.set_float32_matmul_precision(before)
 
 
 def versions() -> dict[str, str]:

@@ -18,15 +18,14 @@ Of sequences, with a label at each of t positions, N counts labels: F = 1/(n t) 
 labels of one sequence. Drawn labels do not depend on each other, so one vector r an example holds all positions, and
 the cross terms between positions are zero in expectation. Chapter "Your own model".
 
-Curvature is computed in the parameters' own precision, whatever `torch.autocast` and torch's precision of
-products say. Where an accelerator's memory does not suffice, smaller batches are tried, with a warning.
+Curvature is computed in the parameters' own precision, also inside of `torch.autocast`. Where an accelerator's memory
+does not suffice, smaller batches are tried, with a warning.
 
 Nothing here touches `.grad`, buffers, mode flags or torch's global random state.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -40,7 +39,6 @@ from torch.nn import functional as F
 
 from ewc_code import layers
 from ewc_code.data import Examples
-from ewc_code.environment import products
 from ewc_code.models import Params, flatten, nll, outputs, snapshot, unflatten
 
 Labels = Literal["exact", "sampled", "data"]
@@ -249,11 +247,9 @@ def _matrix(model: nn.Module, data: Examples, labels: Labels, noise: Tensor, bat
     return (total + total.T) / (2 * data.count)
 
 
-@contextmanager
-def _full_precision(model: nn.Module) -> Iterator[None]:
-    """Without autocast and rounded products, which would round what is squared."""
-    with torch.autocast(next(model.parameters()).device.type, enabled=False), products("highest"):
-        yield
+def _full_precision(model: nn.Module) -> torch.autocast:
+    """Without autocast, which would round what is squared."""
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
 
 
 def _fitting(work: Callable[..., Found], model: nn.Module, batch_size: int) -> Found:

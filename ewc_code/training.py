@@ -2,6 +2,7 @@ r"""Learning: one task under a belief (`fit`), and a sequence of tasks (`learn`)
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ewc_code.consolidation import Method
 from ewc_code.data import Examples
-from ewc_code.environment import generator
+from ewc_code.environment import generator, products
 from ewc_code.gaussian import Belief
 from ewc_code.models import Params, evaluating, flatten, nll, outputs, snapshot
 from ewc_code.tasks import Task
@@ -34,7 +35,7 @@ class Settings:
     optimiser: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0  #: For 'sgd'.
     #: Rounding of training's products, as `torch.set_float32_matmul_precision`: 'high' is TF32 on a GPU, 'medium' also
-    #: bfloat16 on a CPU that has it, None as torch is set. Curvature is never rounded.
+    #: bfloat16 on a CPU that has it, None as torch is set. Curvature is not rounded with it.
     products: Literal["highest", "high", "medium"] | None = None
 
     def __post_init__(self) -> None:
@@ -162,9 +163,9 @@ def fit(
     n, steps = len(data), _steps(settings, len(data))
     step, per_epoch, means = 0, steps // settings.epochs, []
     check_every = 1 if data.x.device.type == "cpu" else CHECK_EVERY
-    rounding = torch.get_float32_matmul_precision()
+    rounding = ExitStack()
     try:
-        torch.set_float32_matmul_precision(settings.products or rounding)
+        rounding.enter_context(products(settings.products))
         if observe:
             observe(0, steps)
         for _ in range(settings.epochs):
@@ -212,7 +213,7 @@ def fit(
             f"batch_size than {settings.batch_size}."
         ) from error
     finally:
-        torch.set_float32_matmul_precision(rounding)
+        rounding.close()
         for p, gradient in zip(theta.values(), gradients, strict=True):
             p.grad = gradient
     return means

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ewc_code import consolidation, fisher, layers, storage
 from ewc_code.data import Examples
-from ewc_code.environment import device, generator, products
+from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal, Full, Kronecker
 from ewc_code.laplace import laplace
 from ewc_code.models import Transformer, flatten, nll, restore, snapshot, transformer
@@ -292,21 +292,6 @@ def test_curvature_and_energy_leave_autocast(kind: type) -> None:
         assert torch.equal(plain.energy(theta), cast.energy(theta))
         assert cast.energy(theta).dtype == torch.float32
     torch.testing.assert_close(cast.energy(theta), plain.energy(theta), rtol=0, atol=0)
-
-
-def test_curvature_is_not_rounded_where_torchs_products_are() -> None:
-    model, data = network(64, 48, 3).float(), classes(n=40, features=64)
-    data = Examples(data.x.float(), data.y)
-    plain = fisher.diagonal(model, data)
-    with products("medium"):
-        rounded = fisher.diagonal(model, data)
-        assert torch.get_float32_matmul_precision() == "medium", "the reader's own setting comes back"
-    assert all(torch.equal(plain[name], rounded[name]) for name in plain)
-    seen = set[str]()
-    model[0].register_forward_hook(lambda *_: seen.add(torch.get_float32_matmul_precision()))  # where none rounds
-    with products("medium"):
-        fisher.diagonal(model, data)
-    assert seen == {"highest"}
 
 
 def test_parameters_in_half_precision_are_refused() -> None:

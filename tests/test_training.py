@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -468,3 +470,20 @@ def test_products_are_rounded_while_training_and_never_after() -> None:
         pytest.raises(ValueError, match="products 'highest', 'high', 'medium' or None; got 'adam' and 'low'"),
     ):
         Settings(products="low")  # type: ignore[arg-type]
+
+
+def test_precision_that_a_reader_set_for_one_backend_is_left_alone() -> None:
+    """torch refuses to say its precision of all backends then; nothing may ask for it unless `products` is given."""
+    code = (
+        "import torch\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "from ewc_code import consolidation, data, models, training\n"
+        "from ewc_code.tasks import Task\n"
+        "own = data.Examples(torch.rand(8, 4), torch.arange(8) % 3)\n"
+        "tasks = [Task(name, data.Images(name, own, own, own)) for name in 'ab']\n"
+        "training.learn(models.mlp((4, 3)), tasks, consolidation.ewc(1.0), training.Settings(1, 4))\n"
+        "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n"
+    )
+    environment = os.environ | {"EWC_DEVICE": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ Strength, learning rate and width are searched for, for each method alone, on va
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,8 @@ class Panel:
     records: dict[str, list[Record]]  #: By method, one a seed, on the test data.
     epochs: list[Cell]  #: EWC as chosen, by the number of epochs.
     seconds: float  #: Of all of it.
+    #: EWC's reported runs again, with training's products rounded if `records` are not, and the other way round.
+    otherwise: list[Record] = field(default_factory=list)
 
     def averages(self, method: str, after: int = -1) -> list[float]:
         """Average test accuracy over the tasks seen after task `after` (from 0; -1 for the last), a number a seed."""
@@ -119,9 +121,13 @@ def figure_2b(setup: Search, **options: Any) -> Panel:
     dropped = partial(mlp, dropout=setup.dropout)
     found = _panel(setup, {"plain": mlp, "dropout": dropped, "EWC": mlp}, options)
     best, started = found.chosen["EWC"], time.monotonic()
-    common = replace(_at(setup, best.width, best.rate, best.epochs), own_tasks=False)  # one copy of all images
-    everything = partial(together, setup.tasks(common.tasks))
-    found.records["joint"] = report(common, everything, [consolidation.none()], **options)["plain"]
+    at, tasks = _at(setup, best.width, best.rate, best.epochs), setup.tasks(setup.common.tasks)
+    one_copy = replace(at, own_tasks=False)  # of all images
+    found.records["joint"] = report(one_copy, partial(together, tasks), [consolidation.none()], **options)["plain"]
+    exact, rounded = replace(at.settings, products=None), replace(at.settings, products="medium")
+    at = replace(at, settings=exact if at.settings.products else rounded)
+    method = consolidation.ewc(best.chosen.best, examples=setup.fisher_images)
+    (found.otherwise,) = report(at, tasks, [method], **options).values()
     found.chosen["joint"], found.seconds = best, found.seconds + time.monotonic() - started
     return found
 

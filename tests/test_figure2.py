@@ -101,8 +101,25 @@ def test_overlaps_are_those_of_the_layers() -> None:
     assert figure2.by_layer(left, right)[0] == pytest.approx(first)
 
 
+def test_ewc_runs_again_with_its_products_rounded_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[sweep.Run] = []
+    monkeypatch.setattr(experiments, "sweep", lambda runs, **_: seen.extend(runs) or sweep.sweep(runs))
+    setup = replace(tiny(figure2.FIGURE_2B["smoke"]), widths=(8,), epochs=())
+    for products, other in ((None, "medium"), ("medium", None)):
+        seen.clear()
+        settings = replace(setup.common.settings, products=products)
+        found = figure2.figure_2b(replace(setup, common=replace(setup.common, settings=settings)))
+        assert len(found.otherwise) == len(setup.common.seeds)
+        assert {run.settings.products for run in seen[:-2]} == {products}
+        again = seen[-2:]
+        assert {run.settings.products for run in again} == {other}
+        assert {run.seed for run in again} == set(setup.common.seeds)
+        assert {(run.method.name, run.evaluate_on) for run in again} == {("EWC", "test")}
+
+
 def test_results_are_json(panel: figure2.Panel) -> None:
     stored = json.loads(experiments.as_json(panel))
+    assert len(stored["otherwise"]) == len(panel.setup.common.seeds)
     assert stored["setup"] == json.loads(json.dumps(asdict(panel.setup)))
 
 

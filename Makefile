@@ -13,7 +13,7 @@ CHECKED := ewc_code ewc_checks ewc_experiments ewc_plots tests book/_ext $(wildc
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help html chapter notebooks test test-signs test-notebooks test-site peers bench record readme pdf serve format clean
+.PHONY: help html chapter notebooks test test-device test-signs test-notebooks test-site peers bench record readme pdf serve format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,11 @@ test: $(STAMP)  ## lint, types, and all tests that need no built site
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
 	$(PYTEST) --dist loadfile -m "not site and not signs and not notebooks"
+
+# The tests that go through the package's tensors; the rest is about files, pages and processes.
+ON_DEVICE = consolidation devices experiments fisher gaussian laplace methods metrics models own sequences structures sweep tasks training
+test-device: $(STAMP)  ## the package's tests on a stand-in for an accelerator, a minute; EWC_DEVICE=cuda make test for a real one
+	EWC_DEVICE=standin $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ON_DEVICE:%=tests/test_%.py)
 
 test-signs: $(STAMP)  ## a wrong sign planted in every identity of the book, minutes
 	$(PYTEST) -m signs

@@ -381,8 +381,11 @@ def _cholesky(precision: Tensor) -> Tensor:
 
 
 def _double(value: Tensor) -> Tensor:
-    """In float64; by way of the CPU where the device has none (MPS)."""
-    return (value.cpu() if value.device.type == "mps" else value).double()
+    """In float64; by way of the CPU where the device has none, as MPS says by a TypeError."""
+    try:
+        return value.double()
+    except TypeError:
+        return value.cpu().double()
 
 
 def _same_shapes(given: Params, like: Params, what: str = "parameter", whose: str = "belief") -> None:

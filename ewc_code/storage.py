@@ -55,14 +55,14 @@ def load(path: Path | str, model: nn.Module) -> Belief:
 
     A ValueError: no belief file, or one that is damaged or about other parameters than the model's.
     """
-    mode, path = snapshot(model), Path(path)
+    mode, path, where = snapshot(model), Path(path), next(model.parameters()).device
     try:
-        with safe_open(path, "pt", device=str(next(iter(mode.values())).device)) as file:
+        with safe_open(path, "pt") as file:
             described = file.metadata() or {}
             if described.get("format") != FORMAT:
                 raise ValueError(f"{path} must hold a belief ({FORMAT!r}); got {described.get('format')!r}.")
             # Copies: what is read lies where the file has it, and other alignment is other rounding.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).to(where, copy=True) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
             f"{path} must be a whole safetensors file; it cannot be read ({error}). Make it again."

@@ -107,11 +107,9 @@ def sweep(
         errors = "".join(f"; failed: {outcome.error}" for outcome in outcomes if outcome.error)
         progress(f"{len(found)} of {len(named)} runs done, {spent:.0f} s, about {left:.0f} s left{errors}")
 
-    if executor is None:
-        for keys in waiting:
-            finish(keys, learn_stacked([named[key] for key in keys]))
-        waiting = []
-    tries = {tuple(keys): 1 for keys in waiting}
+    for keys in waiting if executor is None else []:
+        finish(keys, learn_stacked([named[key] for key in keys]))
+    tries = {tuple(keys): 1 for keys in waiting if executor is not None}
     begin = lambda lot: executor.submit(_attempt, [named[key] for key in lot], tries[lot])  # noqa: E731
     futures = {lot: begin(lot) for lot in tries}
     while futures:

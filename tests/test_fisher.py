@@ -176,9 +176,15 @@ def test_no_trace_is_left(model: nn.Module) -> None:
         for labels in fisher.LABELS:
             fisher.diagonal(model, data, labels, generator(0))
             fisher.full(model, data, labels, generator(0))
-        fisher.hessian(model, data)
         fisher.scores(model, data.x, data.y)
         fisher.logit_jacobian(model, data)
+
+
+@pytest.mark.host
+def test_no_trace_is_left_by_the_hessian() -> None:
+    model = network()
+    with nothing_changes(model):
+        fisher.hessian(model, examples())
 
 
 def test_each_module_keeps_its_own_mode_flag() -> None:
@@ -393,6 +399,7 @@ def test_scores_have_mean_zero_under_the_model() -> None:
     assert mean.abs().max() < 1e-14
 
 
+@pytest.mark.host
 def test_equals_the_hessian_for_softmax_regression_and_not_for_a_hidden_layer() -> None:
     data = examples(12)
     linear, deep = network(4, 3), network(4, 5, 3)
@@ -400,6 +407,7 @@ def test_equals_the_hessian_for_softmax_regression_and_not_for_a_hidden_layer() 
     assert (fisher.full(deep, data) - fisher.hessian(deep, data)).abs().max() > 1e-3
 
 
+@pytest.mark.host
 def test_hessian_against_finite_differences_of_the_gradient() -> None:
     model, data, step = network(), examples(), 1e-5
     params = snapshot(model)

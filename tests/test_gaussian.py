@@ -301,6 +301,7 @@ def assert_equals_joint(learn: Callable[[list[tuple[Tensor, Tensor]]], Full]) ->
     torch.testing.assert_close(found.precision, precision, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("learn", [right_loop, right_conditioning], ids=lambda f: f.__name__)
 def test_task_by_task_equals_all_at_once(learn: Callable[[list[tuple[Tensor, Tensor]]], Full]) -> None:
     assert_equals_joint(learn)
@@ -309,6 +310,7 @@ def test_task_by_task_equals_all_at_once(learn: Callable[[list[tuple[Tensor, Ten
     torch.testing.assert_close(learn(tasks).mean["w"], learn(tasks[::-1]).mean["w"], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     "learn",
     [

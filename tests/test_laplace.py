@@ -207,6 +207,7 @@ def two_parameter_problem() -> tuple[TwoParameters, Examples]:
     return TwoParameters().double().to(device()), Examples(x.to(device()), y.to(device()))
 
 
+@pytest.mark.host
 def test_log_evidence_against_a_brute_force_integral() -> None:
     model, data = two_parameter_problem()
     prior = Full.isotropic(snapshot(model), 0.5)
@@ -276,6 +277,7 @@ def test_log_evidence_needs_a_proper_prior() -> None:
             log_evidence(model, data, flat)
 
 
+@pytest.mark.host
 def test_find_mode_ends_where_the_gradient_vanishes() -> None:
     model, data = network(4, 3), examples(30)
     prior = Diagonal.isotropic(snapshot(network(4, 3, seed=5)), 1.0)

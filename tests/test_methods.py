@@ -384,7 +384,7 @@ def test_each_row_is_answered_by_the_head_it_asks() -> None:
 
 
 def test_fisher_of_a_head_that_was_not_asked_is_zero() -> None:
-    model = multi_head((4, 5, 2), 2).double()
+    model = multi_head((4, 5, 2), 2).to(device()).double()
     drawn = examples(20)
     data = Examples(torch.cat([drawn.x, torch.ones_like(drawn.x[:, :1])], 1), drawn.y % 2)
     found = fisher.diagonal(model, data)
@@ -449,6 +449,7 @@ def small(heads: bool = False) -> nn.Module:
     return (multi_head((4, 5, 3), 3) if heads else mlp((4, 5, 3))).to(device())
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("heads", [False, True], ids=["one head", "heads"])
 @pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 def test_a_sequence_resumed_from_files_has_the_same_bits(

@@ -277,6 +277,7 @@ def test_beliefs_of_a_transformer_are_saved_and_loaded(tmp_path) -> None:
 # Precision and memory
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("kind", [Diagonal, Kronecker, Full])
 def test_curvature_and_energy_leave_autocast(kind: type) -> None:
     model, data = network().float(), classes()

@@ -248,6 +248,7 @@ def test_regression_is_the_second_order_term_of_the_divergence() -> None:
     torch.testing.assert_close(divergence.detach(), 0.5 * flat @ matrix @ flat, rtol=0.05, atol=0.0)
 
 
+@pytest.mark.host
 def test_regression_hessian_is_the_fisher_for_a_linear_model() -> None:
     _, data = regression()
     model = network(4, 2)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ewc_code import consolidation, sweep
-from ewc_code.environment import generator
+from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, Penalties, stacked_penalty
 from ewc_code.models import Params, mlp, snapshot
 from ewc_code.sweep import Outcome, Run, described
@@ -61,7 +61,7 @@ def _sample_unless_full_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_at_a_time(run: Run):
-    model = run.network(run.seed)
+    model = run.network(run.seed).to(device())
     return learn(model, run.tasks(), run.method, run.settings, run.seed, run.curve_points, run.evaluate_on)
 
 
@@ -230,6 +230,7 @@ def test_a_wrong_setting_is_raised_from_a_worker() -> None:
         sweep.sweep([Run(small_tasks, consolidation.none(), batch_normed, SETTINGS)], pool)
 
 
+@pytest.mark.host
 def test_processes_give_the_same_numbers(tmp_path: Path) -> None:
     todo = runs()[:4]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -250,6 +251,7 @@ def same_weights(seed: int) -> nn.Module:
     return TINY(int(generator(seed).initial_seed() * 0))
 
 
+@pytest.mark.host
 def test_a_dask_cluster_that_loses_a_worker_completes(tmp_path: Path) -> None:
     """Two real workers, one killed while it works; dask is told to give up at once, so that we must begin anew."""
     dask = pytest.importorskip("dask", reason="dask and distributed are not installed: make peers")

@@ -127,6 +127,7 @@ def test_gradient_of_the_penalty_is_zero_at_the_mode() -> None:
     torch.testing.assert_close(gradient_taken(at_mode, 100.0), gradient_taken(at_mode, 0.0), **TIGHT)
 
 
+@pytest.mark.host
 def test_gradient_of_the_whole_objective_by_finite_differences() -> None:
     belief, data, strength, h = belief_somewhere(), examples(9), 3.0, 1e-6
     center, found = flatten(snapshot(network())), gradient_taken(belief, strength)

@@ -70,7 +70,7 @@ PERMUTED = {
     "smoke": replace(MNIST_THEN_FASHION["smoke"], tasks=3),
     "laptop": Comparison(
         sizes=(784, 100, 100, 10), choosing=(100,), tasks=3, curve_points=6,
-        ewc=(10.0, 100.0, 1000.0), l2=(0.003, 0.01, 0.03),
+        ewc=(10.0, 100.0, 1000.0), l2=(0.001, 0.003, 0.01, 0.03),
     ),
     "paper": replace(PAPER, sizes=(784, 400, 400, 10), tasks=3, l2=(*L2_LADDER, 1.0)),
 }  # fmt: skip

@@ -72,7 +72,7 @@ _THREE: dict[str, Any] = {"tasks": 3, "search_tasks": 3, "epochs": ()}
 _L2 = (0.003, 0.01, 0.03)
 FIGURE_2A = {
     "smoke": _search(_SMALL, (32,), (4e-3,), l2=(0.01, 0.1), curve_points=3, **_THREE),
-    "laptop": _search(_LAPTOP, (250,), (6e-3,), train_limit=15_000, l2=_L2, curve_points=6, **_THREE),
+    "laptop": _search(_LAPTOP, (250,), (6e-3,), train_limit=15_000, l2=(0.001, *_L2), curve_points=6, **_THREE),
     "paper": _search(_PAPER, (400,), (1e-3, 2e-3), l2=_L2, curve_points=8, **_THREE),
 }
 

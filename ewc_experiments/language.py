@@ -305,7 +305,7 @@ def compare(setup: Language, progress: Callable[[str], None] = lambda _: None) -
         for life, name, strength, result in waiting:
             reading, life.written[name], life.trained[name] = result()
             life.later.setdefault(name, {})[strength] = reading
-        progress(f"and English, in {len(waiting)} ways")
+        progress(f"and English, {len(waiting)} readings in all")
     return lives
 
 

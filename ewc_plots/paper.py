@@ -24,7 +24,7 @@ def tasks_seen(
     figure, axis = plt.subplots(figsize=(WIDTH, 3.7))
     count = len(next(iter(averages.values())))
     axis.axhspan(ceiling.low, ceiling.high, color=COLOURS["grey"], alpha=0.3, linewidth=0)
-    axis.text(1, ceiling.high + 0.004, "all tasks at once", color=COLOURS["grey"], va="bottom", fontsize=9)
+    axis.text(count, ceiling.low - 0.006, "all tasks at once", color=COLOURS["grey"], ha="right", va="top", fontsize=9)
     for (name, points), shift in zip(averages.items(), (-0.06, 0.06, 0.0), strict=False):
         colour, dash, marker = LOOK[name]
         at = np.arange(1, count + 1) + shift

@@ -248,7 +248,7 @@ def importances(setup: Importances) -> Found:
             mode, some = snapshot(model), train[: setup.examples]
             fall = start - _loss(model, mode, train)
             for name, work in (("same batch", path.work or {}), ("another batch", watch.work)):
-                share = flatten(work).double().sum().item() / fall
+                share = flatten(work).cpu().double().sum().item() / fall
                 found.shares[way.name].setdefault(name, []).append(share)
             information = fisher.diagonal(model, some)
             each = {"SI": importance.along_path(path, mode, setup.damping)}
@@ -294,7 +294,7 @@ class _Watch:
 
 
 def _compare(into: Alike, value: Params, information: Params) -> tuple[list[float], list[float]]:
-    left, right = flatten(value).double().cpu(), flatten(information).double().cpu()
+    left, right = flatten(value).cpu().double(), flatten(information).cpu().double()
     into.rank.append(float(spearmanr(left, right)[0]))
     into.cosine.append(metrics.cosine(value, information))
     into.cosine_root.append(metrics.cosine(value, {n: v.sqrt() for n, v in information.items()}))
@@ -594,7 +594,7 @@ def distance(terms: Sequence[Factors], merged: Factors) -> float:
     signs = torch.tensor([1.0] * len(terms) + [-1.0], dtype=torch.float64)
     inner = torch.ones(len(everything), len(everything), dtype=torch.float64)
     for side in ("inputs", "outputs"):
-        flat = torch.stack([getattr(term, side).flatten() for term in everything]).double().cpu()
+        flat = torch.stack([getattr(term, side).flatten() for term in everything]).cpu().double()
         inner = inner * (flat @ flat.T)
     whole = inner[:-1, :-1].sum()
     return math.sqrt(max((signs @ inner @ signs / whole).item(), 0.0))

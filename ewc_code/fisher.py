@@ -368,12 +368,12 @@ def _vectors(out: Float[Tensor, "b *t k"], y: Tensor, labels: Labels, noise: Ten
 def covariance_root(probs: Float[Tensor, "b k"]) -> Float[Tensor, "b k j"]:
     r"""Cholesky factor of a softmax's covariance in closed form: L L^T = diag(p) - p p^T, with j = k - 1 columns.
 
-        L_jj = sqrt(p_j q_j / q_{j-1}),   L_ij = -(p_i / q_j) L_jj for i > j,   q_j = sum of p_i over i > j
+        L_jj = sqrt(p_j t_j / t_{j-1}),   L_ij = -(p_i / t_j) L_jj for i > j,   t_j = sum of p_i over i > j
 
     One column less than there are classes: what the probabilities gain somewhere they lose elsewhere.
     Source: Tanabe & Sagae 1992. Chapter "Fisher in the wild".
     """
-    after = probs.flip(1).cumsum(1).flip(1)  # q_{j-1} at j
+    after = probs.flip(1).cumsum(1).flip(1)  # t_{j-1} at j
     before, after = after[:, :-1], after[:, 1:]
     tiny = torch.finfo(probs.dtype).tiny
     corner = (probs[:, :-1] * (after / before.clamp(min=tiny))).sqrt()  # (b, j)

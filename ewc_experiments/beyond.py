@@ -542,6 +542,7 @@ class Merged:
 
     sizes: dict[str, tuple[int, int]]  #: Rows of the two factors, by layer.
     distances: dict[str, dict[str, list[float]]]  #: By rule, then layer; after two tasks, three, and so on.
+    cosines: dict[str, dict[str, float]]  #: Mean over pairs of tasks, by side of the product, then layer.
 
 
 def merging(setup: Sequences, strength: float, seed: int = 0) -> Merged:
@@ -555,9 +556,13 @@ def merging(setup: Sequences, strength: float, seed: int = 0) -> Merged:
         kept.append(fisher.kronecker(model, tasks[number - 1].train[: setup.examples]))
 
     learn(model, tasks, method, setup.settings, seed, keep=keep)
-    done = Merged({}, {rule: {} for rule in RULES})
+    done = Merged({}, {rule: {} for rule in RULES}, {"inputs": {}, "outputs": {}})
     for layer, first in kept[0].items():
         done.sizes[layer] = (len(first.outputs), len(first.inputs))
+        for side, cosines in done.cosines.items():
+            flat = torch.stack([getattr(found[layer], side).flatten() for found in kept]).cpu().double()
+            flat = flat / flat.norm(dim=1, keepdim=True)
+            cosines[layer] = ((flat @ flat.T).sum().item() - count) / (count * (count - 1))
         running = dict.fromkeys(RULES, first)
         for number in range(2, count + 1):
             seen = [found[layer] for found in kept[:number]]

@@ -577,8 +577,8 @@ def costs(width: int, examples: int, context: int = 1024, vocabulary: int = 256)
 
     Curvature has one drawn label a position, and `examples` texts. Moved are the weights once an example and way, what
     goes into and comes out of every matrix, three times (forward, way back, squares or gradients), and by the diagonal
-    the gradient of each text, a number a parameter that is written, read and squared into the sum. Attention's scores
-    are assumed never to reach memory.
+    the gradient of each text, a number a parameter that is written, read and squared into the sum; by the factors their
+    sums, read and written for each text. Attention's scores are assumed never to reach memory.
     """
     network = transformer(width, max(1, width // 128), context, vocabulary)
     size = network.parameters
@@ -587,6 +587,7 @@ def costs(width: int, examples: int, context: int = 1024, vocabulary: int = 256)
     ways = FLOAT * size * examples
     through = FLOAT * examples * sum(s.count * s.positions * (s.inputs + s.outputs) for s in network.layers)
     moved = {name: times * ways + 3 * through for name, times in (("training", 3), ("diagonal", 6), ("kronecker", 2))}
+    moved["kronecker"] += 2 * FLOAT * examples * (numbers(network, "kronecker") - size)
     kinds: tuple[Kind, ...] = ("diagonal", "kronecker", "full")
     kept = {str(kind): float(FLOAT * numbers(network, kind)) for kind in kinds}
     return Cost(network, width, size, kept, done, {name: float(value) for name, value in moved.items()})

@@ -39,6 +39,8 @@ def test_checks_stand_in_the_text(source):
     assert checks, "no check cell outside the solutions"
     empty = [cell.line for cell in checks if not re.search(r"\b(identity|claim)\(", cell.code)]
     assert not empty, f"cells tagged check that check nothing, at lines {empty}"
+    silent = [cell.line for cell in sources.cells(source) if "words" in cell.tags and "glue(" not in cell.code]
+    assert not silent, f"cells tagged words that give the text nothing, at lines {silent}"
 
 
 def test_summary_and_exercises_close_the_chapter(source):

@@ -58,12 +58,12 @@ def test_no_markup_of_the_book_is_left(name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_all_code_is_there_in_order(name):
-    text = (sources.ROOT / f"book/{name}.md").read_text(encoding="utf-8")
-    wanted = [(cell.code.strip("\n"), "check" in cell.tags) for cell in sources.cells(text)]
+    cells = sources.cells((sources.ROOT / f"book/{name}.md").read_text(encoding="utf-8"))
+    wanted = [(cell.code.strip("\n"), next((tag for tag in made.FOLDED if tag in cell.tags), "")) for cell in cells]
     code = [cell for cell in read(name)["cells"] if cell["cell_type"] == "code"]
     own = [cell for cell in code[1:] if not source(cell).startswith("# @title Text")]
-    assert [code for code, _ in wanted] == [re.sub(r"\A# @title Check\n#.*\n", "", source(cell)) for cell in own]
-    assert [check for _, check in wanted] == [source(cell).startswith("# @title Check") for cell in own]
+    assert [made.FOLDED.get(tag, "") + code for code, tag in wanted] == [source(cell) for cell in own]
+    assert [bool(tag) for _, tag in wanted] == [cell["metadata"].get("cellView") == "form" for cell in own]
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

@@ -66,6 +66,10 @@ INLINE = re.compile(
 )
 PROVED = ("theorem", "definition", "corollary", "lemma", "proposition", "remark", "example")
 BOXES = ("admonition", "note", "tip", "warning", "important")
+FOLDED = {  # what the book folds, by tag: the first lines of such a cell
+    "check": "# @title Check\n# The book folds this cell; what it shows is proved or tested here.\n",
+    "words": "# @title Numbers and words\n# The book folds this cell; the text shows what it computes.\n",
+}
 
 
 class Unknown(ValueError):
@@ -340,7 +344,7 @@ class Notebook:
             f"A chapter of [*{title}*]({url}), generated from its source. "
             f"[Open it in Colab]({self.book.colab(self.name)}), run the first cell, then the others in order: numbers "
             "in the text appear when the cells that compute them have run. Cells that check a derivation or a claim "
-            "are folded, and so are solutions."
+            "are folded, and so are solutions and cells that only make the numbers and words of the text."
         )
         self.flush()
         self.source(SETUP.format(**self.book.config["repository"]).rstrip("\n"), {})
@@ -351,8 +355,8 @@ class Notebook:
         tags, shown = list(block.options.get("tags", [])), block.options.get("mystnb", {})
         about: dict = {"tags": tags} if tags else {}
         source = block.body.strip("\n")
-        if "check" in tags:
-            source = "# @title Check\n# The book folds this cell; what it shows is proved or tested here.\n" + source
+        for tag in FOLDED.keys() & set(tags):
+            source = FOLDED[tag] + source
             about |= {"cellView": "form", "jupyter": {"source_hidden": True}}
         if alt := shown.get("image", {}).get("alt"):
             about["alt"] = alt

@@ -1,4 +1,4 @@
-"""A check on the page: one quiet line with an anchor, and the cell behind it folded.
+"""A check on the page: one quiet line with an anchor, and the cell behind it folded, as are those that word the text.
 
 `ewc_checks` displays a MIME bundle for every check. It is rendered here, so that the line looks the same whatever
 the package writes as HTML, and so that the ledger can link to it.
@@ -13,6 +13,7 @@ from myst_nb.core.render import load_mime_renders
 
 from book_model import CHECK_MIME, anchor
 
+FOLDED = {"check": "the check", "words": "how the text gets its numbers"}
 MANY = 12  # check lines of one cell that a reader is asked to scroll past
 SHARED_IDS = {"exercise-content", "solution-content", "proof", "proof-content"}
 
@@ -53,12 +54,13 @@ class CheckLine:
         return [line]
 
 
-def fold_checks(app, doctree) -> None:
-    """Hide the input of cells tagged `check`; MyST-NB folds what carries a `hide_mode`."""
+def fold_cells(app, doctree) -> None:
+    """Hide the input of cells with a tag in `FOLDED`; MyST-NB folds what carries a `hide_mode`."""
     for cell in doctree.findall(nodes.container):
-        if "tag_check" in cell["classes"] and not cell.get("hide_mode"):
-            cell["hide_mode"] = "input"
-            cell["prompt_show"], cell["prompt_hide"] = "Show the check", "Hide the check"
+        for tag, what in FOLDED.items():
+            if f"tag_{tag}" in cell["classes"] and not cell.get("hide_mode"):
+                cell["hide_mode"] = "input"
+                cell["prompt_show"], cell["prompt_hide"] = f"Show {what}", f"Hide {what}"
         if "cell_output" in cell["classes"]:
             lines = sum("ewc-check" in line["classes"] for line in cell.findall(nodes.paragraph))
             if lines > MANY:  # browsers open the block for a link from the ledger to a line in it
@@ -75,5 +77,5 @@ def setup(app):
     """Register the renderer; MyST-NB looks for others among installed packages only."""
     if CheckLine not in load_mime_renders():
         load_mime_renders().append(CheckLine)
-    app.connect("doctree-read", fold_checks)
+    app.connect("doctree-read", fold_cells)
     return {"parallel_read_safe": True}

@@ -47,7 +47,7 @@ test: $(STAMP)  ## lint, types, and all tests that need no built site
 	$(PYTEST) --dist loadfile -m "not site and not signs and not notebooks"
 
 # The tests that go through the package's tensors; the rest is about files, pages and processes.
-ON_DEVICE = consolidation devices experiments fisher gaussian laplace methods metrics models own sequences structures sweep tasks training
+ON_DEVICE = consolidation devices experiments fisher gaussian laplace methods metrics models own sequences structures sweep tasks training wild_models
 test-device: $(STAMP)  ## the package's tests on a stand-in for an accelerator, a minute; EWC_DEVICE=cuda make test for a real one
 	EWC_DEVICE=standin $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ON_DEVICE:%=tests/test_%.py)
 

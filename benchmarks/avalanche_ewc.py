@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ewc_checks import provenance
 from ewc_code import consolidation, data, environment, models, tasks, training
 
 
@@ -116,8 +117,8 @@ def main() -> None:
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "settings": {name: value for name, value in vars(given).items() if name != "out"},
-        "hardware": environment.hardware(),
-        "versions": environment.versions(),
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
     }
     seconds, accuracy = ours(sequence, sizes, settings, given.fisher)
     result["ours"] = {"seconds": seconds, "average": sum(accuracy) / len(accuracy)}

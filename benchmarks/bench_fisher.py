@@ -21,6 +21,7 @@ import pytest
 import systems
 import torch
 
+from ewc_checks import provenance
 from ewc_code import environment, fisher
 from ewc_code.models import Params, flatten, mlp
 
@@ -39,7 +40,7 @@ growth: list[dict] = []
 def results():
     """Write what was measured, whole or not at all."""
     yield
-    versions = environment.versions() | {
+    versions = provenance.versions() | {
         name: importlib.metadata.version(distribution)
         for name, distribution in PEERS.items()
         if importlib.util.find_spec(name)
@@ -48,7 +49,7 @@ def results():
         {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "device": str(environment.device()),
-            "hardware": environment.hardware(),
+            "hardware": provenance.hardware(),
             "threads": torch.get_num_threads(),
             "versions": versions,
             "rounds": ROUNDS,

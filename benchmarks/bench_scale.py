@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ewc_checks import provenance
 from ewc_code import environment
 from ewc_experiments import scale, scale_worker
 
@@ -31,9 +32,9 @@ def results():
         {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "device": str(environment.device()),
-            "hardware": environment.hardware(),
+            "hardware": provenance.hardware(),
             "threads": torch.get_num_threads(),
-            "versions": environment.versions(),
+            "versions": provenance.versions(),
             "rounds": ROUNDS,
             "ceilings": ceilings,
             "rows": rows,

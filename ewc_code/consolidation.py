@@ -180,7 +180,7 @@ def _identity_precision(model: nn.Module, data: Examples, prior: Belief, path: P
 def _added(model: nn.Module, data: Examples, prior: Belief, importances: Params) -> Belief:
     """Precision grown by N times the importances, at the model's parameters."""
     assert isinstance(prior, Diagonal)
-    return prior.moved(snapshot(model), {name: len(data) * value for name, value in importances.items()})
+    return prior.moved(snapshot(model), {name: data.count * value for name, value in importances.items()})
 
 
 def _laplace(

@@ -38,11 +38,6 @@ CHECKSUMS = {
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
-LABELS = {
-    "MNIST": tuple("0123456789"),
-    "FashionMNIST": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
-                     "ankle boot"),
-}  # fmt: skip
 SAMPLE = Path(__file__).parent / "sample"
 VALIDATION_SHARE = 6  # one training image in six is held out to choose settings, the rest is trained on
 TIMEOUT_S = 20.0

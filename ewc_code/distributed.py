@@ -7,11 +7,8 @@ than on one process, the same on every rank:
     found, n = distributed.across(found, n)
 
 Training needs nothing of this module. Under `DistributedDataParallel` every rank adds the same penalty to the mean loss
-of its own examples, and with shares of one size the mean of the ranks' gradients is that of the whole objective:
-
-    1/R sum_r grad [L_r + strength / N energy] = grad [1/R sum_r L_r + strength / N energy]
-
-Its parameters' names begin with `module.`: beliefs are about `ddp.module`. Chapter "Scale".
+of its own examples, with shares of one size. Its parameters' names begin with `module.`, as those of torch.compile with
+`_orig_mod.`: beliefs are about the model inside. Chapter "Scale".
 """
 
 import zlib

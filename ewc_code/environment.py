@@ -1,10 +1,8 @@
-"""Where and how large: the device, the scale, and what is needed to report both. Chosen here and nowhere else."""
+"""Where and how large: the device and the scale. Chosen here and nowhere else."""
 
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 
 import torch
 
@@ -53,41 +51,13 @@ def generator(seed: int, on: torch.device | str = "cpu") -> torch.Generator:
 @contextmanager
 def products(precision: str | None) -> Iterator[None]:
     """Within, torch's float32 matrix products take this `torch.set_float32_matmul_precision`; None touches nothing."""
-    before = precision and torch.get_float32_matmul_precision()  # torch refuses it where backends were set one by one
-    if precision:
+    before = None
+    with suppress(RuntimeError):  # torch refuses to say it where backends were set one by one; then they stay
+        before = precision and torch.get_float32_matmul_precision()
+    if before and precision:
         torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         if before:
             torch.set_float32_matmul_precision(before)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that the numbers depend on."""
-    names = ("ewc-code", "torchvision", "numpy", "matplotlib", "sympy", "scipy")
-    # torch's own word, because it names the build (+cpu, +cu130) where the package index's metadata may not.
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def hardware() -> str:
-    """One line: the device, its model name, and the number of CPU threads torch uses."""
-    chosen = device()
-    if chosen.type == "cuda":
-        return f"{torch.cuda.get_device_name(chosen)} ({torch.cuda.device_count()} GPU)"
-    return f"{_processor()}, {chosen.type}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    """Model name of the processor: Linux keeps it where `platform` does not look."""
-    with suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

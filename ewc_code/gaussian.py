@@ -38,6 +38,7 @@ class Diagonal:
     """Independent Gaussians, one a parameter: N(theta_i; mean_i, 1 / precision_i), both by parameter name.
 
     Precisions are finite and at least 0; zero everywhere is the flat belief: it knows nothing and its energy is zero.
+    Neither is to be changed in place: `moved` makes a new belief.
     """
 
     mean: Params
@@ -46,6 +47,7 @@ class Diagonal:
     def __post_init__(self) -> None:
         if unpaired := self.mean.keys() ^ self.precision.keys():
             raise ValueError(f"mean and precision must name the same parameters; got {unpaired}.")
+        _refuse_live(self.mean)
         _same_shapes(self.precision, self.mean, "precision of", "mean")
         for name, value in self.precision.items():
             mean = self.mean[name]
@@ -70,7 +72,8 @@ class Diagonal:
     @cached_property
     def _vectors(self) -> tuple[Tensor, Tensor]:
         """Mean and precision, (P,) each; kept, because making them anew costs a small network more than using them."""
-        return flatten(self.mean), flatten({name: self.precision[name] for name in self.mean})
+        with torch.inference_mode(False):  # training will want them, even if an evaluation asks first
+            return flatten(self.mean), flatten({name: self.precision[name] for name in self.mean})
 
     def moved(self, mode: Params, information: Params) -> "Diagonal":
         """The belief at a new mode with `information` (N times the mean Fisher) added to the precision."""
@@ -98,6 +101,7 @@ class Full:
     precision: Float[Tensor, "p p"]
 
     def __post_init__(self) -> None:
+        _refuse_live(self.mean)
         size = sum(value.numel() for value in self.mean.values())
         if self.precision.shape != (size, size):
             raise ValueError(f"precision must be ({size}, {size}) for this mean; got {tuple(self.precision.shape)}.")
@@ -122,7 +126,9 @@ class Full:
             return 0.5 * step @ (self.precision @ step)
 
     def moved(self, mode: Params, information: Float[Tensor, "p p"]) -> "Full":
-        """As `Diagonal.moved`."""
+        """As `Diagonal.moved`; the mode names the parameters in the mean's order, which is that of the matrix."""
+        if list(mode) != list(self.mean):
+            raise ValueError(f"the mode must name {list(self.mean)}, in this order; got {list(mode)}.")
         return type(self)(mode, self.precision + information)
 
     def sample(self, generator: torch.Generator) -> Params:
@@ -155,6 +161,7 @@ class Kronecker:
     factors: dict[str, tuple[Factors, ...]]
 
     def __post_init__(self) -> None:
+        _refuse_live(self.mean)
         known = _layers(self.mean)
         for layer, terms in self.factors.items():
             if layer not in known:
@@ -339,6 +346,11 @@ def log_normaliser(belief: Diagonal | Full | Kronecker) -> float:
     """Log of the density's constant, (log det precision - P log 2 pi) / 2: log N(theta) = log_normaliser - energy."""
     size = sum(value.numel() for value in belief.mean.values())
     return 0.5 * (belief.log_det() - size * math.log(2 * math.pi))
+
+
+def _refuse_live(mean: Params) -> None:
+    if live := [name for name, value in mean.items() if value.requires_grad]:
+        raise ValueError(f"a belief needs values of its own; training moves {live[0]!r}. Use models.snapshot(model).")
 
 
 def _layers(params: Params) -> dict[str, list[str]]:

@@ -88,7 +88,7 @@ def sensitivity(model: nn.Module, data: Examples, batch_size: int = 1000) -> Par
         return functional_call(model, theta, (xi[None],)).square().sum()
 
     each = vmap(grad(length), in_dims=(None, 0))
-    for x in data.x.split(batch_size):
+    for x in data.x.detach().split(batch_size):
         seen = layers.run(model, found, x)
         back = seen.back(2 * seen.outputs) if found else {}
         for name, layer in found.items():
@@ -103,4 +103,4 @@ def sensitivity(model: nn.Module, data: Examples, batch_size: int = 1000) -> Par
         for start in range(0, len(x) if rest else 0, 100):  # their gradients are kept an example each
             for name, g in each(rest, x[start : start + 100]).items():
                 total[name] += g.detach().abs().sum(0)
-    return {name: value / len(data) for name, value in total.items()}
+    return {name: value / data.count for name, value in total.items()}

@@ -5,6 +5,7 @@ Expand the negative log posterior E(theta) = -log p(D | theta) - log p(theta) to
     E(theta) ~ E(theta*) + 1/2 (theta - theta*)^T H (theta - theta*)   =>   p(theta | D) ~ N(theta*, H^-1)
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ def laplace(
     are enough); N stays the number of all. Data larger than memory come as batches, from a DataLoader say.
     With a process `group` (`torch.distributed.group.WORLD` for all) each of its processes brings its own share of the
     data, and all get the same belief (chapter "Scale").
+    Errors are those of `fisher.diagonal`, or of `fisher.full` and `fisher.kronecker` for beliefs of these kinds.
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
     mode = snapshot(model)
@@ -75,14 +77,15 @@ def log_evidence(model: nn.Module, data: Examples, prior: Diagonal | Full) -> fl
     """
     posterior = laplace(model, data, prior)
     with torch.no_grad():
-        log_likelihood = -data.count * nll(model(data.x), data.y).item()
+        constant = 0.5 * math.log(2 * math.pi) * data.y.numel() * data.y.is_floating_point()  # nll leaves it out
+        log_likelihood = -data.count * nll(model(data.x), data.y).item() - constant
     log_prior = log_normaliser(prior) - prior.energy(posterior.mean).item()
     return log_likelihood + log_prior - log_normaliser(posterior)
 
 
 def predictive(
     model: nn.Module, belief: Diagonal | Full, x: Tensor, draws: int, generator: Generator
-) -> Float[Tensor, "n k"]:
+) -> Float[Tensor, "n *t k"]:
     r"""Class probabilities averaged over the belief instead of taken at its mean.
 
         p(y | x, D) = E_{theta ~ belief} p_theta(y | x) ~ 1/S sum_s p_{theta_s}(y | x)
@@ -93,5 +96,5 @@ def predictive(
     if draws < 1:
         raise ValueError(f"draws must be at least 1; got {draws}.")
     with torch.no_grad():
-        parts = (functional_call(model, belief.sample(generator), (x,)).softmax(1) for _ in range(draws))
+        parts = (functional_call(model, belief.sample(generator), (x,)).softmax(-1) for _ in range(draws))
         return torch.stack(list(parts)).mean(0)

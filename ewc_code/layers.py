@@ -49,9 +49,11 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
     calls: Counter[str] = Counter()
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(lambda _m, _i, n=name: calls.update([n])).remove)
+            # Twice, for what does not see a row an example: then its squares are no sum over rows.
+            seen = lambda _m, i, n=name: calls.update([n] * (1 if i and len(i[0]) == len(x[:2]) else 2))  # noqa: E731
+            stack.callback(layer.register_forward_pre_hook(seen).remove)
         with torch.no_grad():
-            model(x[:1])
+            model(x[:2])
     layers = {name: layer for name, layer in layers.items() if calls[name] == 1}
     if not layers:
         return {}
@@ -64,14 +66,13 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
         heads = (model(x[:2]) * direction).flatten(1).sum(1).unbind()
     kept = {}
     for name, layer in layers.items():
-        if len(back[name]) != len(heads) or len(probe.inputs[name]) != len(heads):
-            continue
         each = gradients(layer, probe.inputs[name])(back[name]).square().sum(0)  # (out, in + 1)
         own = {n: p for n, p in layer.named_parameters() if p.requires_grad}
         grads = [torch.autograd.grad(h, list(own.values()), retain_graph=True, materialize_grads=True) for h in heads]
         true = [torch.stack(column).square().sum(0) for column in zip(*grads, strict=True)]
         found = split(layer, each)
-        if all((found[n] - t).norm() <= 1e-3 * t.norm() for n, t in zip(own, true, strict=True)):
+        most = max(t.norm() for t in true)  # a bias may have a gradient of rounding alone, as attention's keys have
+        if all((found[n] - t).norm() <= 1e-3 * most for n, t in zip(own, true, strict=True)):
             kept[name] = layer
     return kept
 
@@ -103,6 +104,11 @@ def run(model: nn.Module, layers: Layers, x: Tensor) -> Pass:
     names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
 
     def keep(layer: nn.Module, received: tuple[Tensor, ...], returned: Tensor) -> None:
+        if names[layer] in inputs or len(received[0]) != len(x):
+            raise ValueError(
+                f"a layer that ran once an example at first must do so always; {names[layer]!r} did not on a batch of "
+                f"{len(x)}. Give batch_size=1, or freeze what runs as often as the inputs say."
+            )
         inputs[names[layer]] = received[0].detach()
         # The place in the graph, not the tensor: what follows may work in place on that.
         edges[names[layer]] = torch.autograd.graph.get_gradient_edge(returned)
@@ -124,7 +130,7 @@ def _stack(model: nn.Module) -> dict[str, tuple[nn.Linear, nn.Sequential]] | Non
     if type(model) is not nn.Sequential or model._forward_hooks or model._forward_pre_hooks:
         return None
     stack: dict[str, tuple[nn.Linear, nn.Sequential]] = {}
-    for name, module in model.named_children():
+    for name, module in model._modules.items():  # not named_children, which passes over an activation used again
         if type(module) is nn.Linear:
             stack[name] = (module, nn.Sequential())
         elif stack and type(module) in ELEMENTWISE and not getattr(module, "inplace", False):
@@ -172,11 +178,6 @@ def is_flat(layer: Layer, received: Tensor) -> TypeGuard[nn.Linear]:
     return isinstance(layer, nn.Linear) and received.ndim == 2
 
 
-def products(found: Layers) -> Products:
-    """Those of the layers whose gradient is a product of two vectors a position."""
-    return {name: layer for name, layer in found.items() if isinstance(layer, Product)}
-
-
 def gradients(layer: Layer, received: Tensor) -> Callable[[Tensor], Float[Tensor, "b o i"]]:
     r"""From the gradients g at the outputs to each example's own gradient, a matrix for weight and bias together.
 
@@ -188,7 +189,8 @@ def gradients(layer: Layer, received: Tensor) -> Callable[[Tensor], Float[Tensor
         h = rows(layer, received)
         return lambda g: columns(layer, g).mT @ h
     if isinstance(layer, nn.LayerNorm):
-        z = F.layer_norm(received, layer.normalized_shape, eps=layer.eps).flatten(1, -2)  # (b, t, d)
+        z = F.layer_norm(received, layer.normalized_shape, eps=layer.eps)
+        z = z.reshape(len(z), -1, z.shape[-1])  # (b, t, d)
 
         def scaled(g: Tensor) -> Tensor:
             g = g.reshape(z.shape)
@@ -196,7 +198,7 @@ def gradients(layer: Layer, received: Tensor) -> Callable[[Tensor], Float[Tensor
             return torch.stack(parts, dim=2)
 
         return scaled
-    tokens, embedding = received.flatten(1), layer
+    tokens, embedding = received.reshape(len(received), -1), layer
 
     def gathered(g: Tensor) -> Tensor:
         total = g.new_zeros(len(g), embedding.num_embeddings, embedding.embedding_dim)

@@ -247,10 +247,12 @@ def outputs(model: nn.Module, data: Examples) -> int:
         if data.y.shape[1] != size:
             raise ValueError(f"targets must be (n, {size}) for this model; got {tuple(data.y.shape)}.")
         return size
+    if size > 1 and found.min() >= 0 and (found.sum(-1) - 1).abs().max() < 1e-4:
+        raise ValueError("the model must return logits; its outputs sum to 1 as probabilities do. Leave out softmax.")
     low, high = int(data.y.min()), int(data.y.max())
-    if low < 0 or high >= size:
+    if low < 0 or high >= size or size < 2:
         raise ValueError(
             f"labels must lie in 0..{size - 1} for this model; got {low}..{high}. "
-            "Renumber the labels, or give the model one output for each class."
+            "Renumber the labels, or give the model one output for each class, two for yes and no."
         )
     return size

@@ -93,10 +93,10 @@ class Answers:
         now = functional_call(self.model, theta, (x,), every)
         for question in self.questions:
             old, new = (
-                (a[:, question.head] if self.heads else a)[:, list(question.classes)] / self.temperature
+                (a[:, question.head] if self.heads else a)[..., list(question.classes)] / self.temperature
                 for a in (before, now)
             )
-            cross = -(old.softmax(1) * new.log_softmax(1)).sum(1).mean()
+            cross = -(old.softmax(-1) * new.log_softmax(-1)).sum(-1).mean()
             total = total + question.n * self.temperature**2 * cross
         return total
 
@@ -109,7 +109,7 @@ class Answers:
         head = int(data.x[0, -1]) if isinstance(model, MultiHead) else None
         old = known.get(head, Question(head, (), 0))
         classes = tuple(sorted({*old.classes, *data.y.unique().tolist()}))
-        known[head] = Question(head, classes, old.n + len(data))
+        known[head] = Question(head, classes, old.n + data.count)
         return cls.of(model, tuple(known.values()), temperature)
 
     @classmethod

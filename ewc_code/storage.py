@@ -87,7 +87,7 @@ def _parts(belief: Belief) -> tuple[dict, dict[str, Tensor]]:
     if isinstance(belief, Diagonal):
         return {"kind": kind}, _under("mean", belief.mean) | _under("precision", belief.precision)
     if isinstance(belief, Full):
-        return {"kind": kind}, _under("mean", belief.mean) | {"precision": belief.precision}
+        return {"kind": kind, "order": list(belief.mean)}, _under("mean", belief.mean) | {"precision": belief.precision}
     if isinstance(belief, Kronecker):
         tensors, terms = _under("mean", belief.mean), {name: len(found) for name, found in belief.factors.items()}
         for layer, found in belief.factors.items():
@@ -124,7 +124,7 @@ def _whole(about: dict, tensors: dict[str, Tensor], model: nn.Module, mode: Para
     if kind == "Diagonal":
         return Diagonal(mean, _of("precision", tensors, mode))
     if kind == "Full":
-        return Full(mean, tensors["precision"])
+        return Full({name: mean[name] for name in about["order"]}, tensors["precision"])  # the matrix has its order
     if kind == "Kronecker":
         terms = {
             layer: tuple(Factors(tensors[f"inputs/{i}/{layer}"], tensors[f"outputs/{i}/{layer}"]) for i in range(count))

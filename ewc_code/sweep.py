@@ -148,13 +148,8 @@ def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
     beliefs = [run.method.prior(snapshot(model)) for run, model in zip(runs, models, strict=True)]
     records = [Record([task.name for task in tasks]) for tasks in sequences]
     errors = [""] * len(runs)
-    flat = [
-        belief.energy({n: p + 1 for n, p in snapshot(m).items()}) == 0
-        for m, belief in zip(models, beliefs, strict=True)
-    ]
-    alike = [
-        described(replace(run, method=none()) if nothing else run) for run, nothing in zip(runs, flat, strict=True)
-    ]
+    flat = [b.energy({n: p + 1 for n, p in snapshot(m).items()}) == 0 for m, b in zip(models, beliefs, strict=True)]
+    alike = [described(replace(run, method=none()) if empty else run) for run, empty in zip(runs, flat, strict=True)]
     first = [alike.index(name) for name in alike]  # the run that fits the first task for this one
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(runs[0].seed)  # of dropout's masks
@@ -202,10 +197,8 @@ def _fit_stack(
     if list(base.buffers()):
         raise ValueError("a stack's models must have no buffers (BatchNorm has); got some. Use training.learn.")
     n, where = len(tasks[0].images.train), next(base.parameters()).device
-    if any(len(task.images.train) != n for task in tasks):
-        raise ValueError(
-            f"tasks of one stack must have as many examples each; got {[len(t.images.train) for t in tasks]}."
-        )
+    if len(sizes := {len(task.images.train) for task in tasks}) > 1:
+        raise ValueError(f"tasks of one stack must have as many examples each; got {sorted(sizes)}.")
     together = tasks[0].train if len({id(task) for task in tasks}) == 1 else None
     outputs(base, tasks[0].examples("train", CURVE_EXAMPLES))
     theta, _ = stack_module_state(list(models))  # (M, ...) each
@@ -240,10 +233,8 @@ def _fit_stack(
         orders = torch.stack([torch.randperm(n, generator=draw) for draw in draws]).to(where)  # (M, n)
         total = torch.zeros(len(runs), device=where)
         for index in orders.split(settings.batch_size, dim=1):  # (M, b)
-            parts = [
-                together[own] if together else task.examples("train", own)
-                for task, own in zip(tasks, index, strict=True)
-            ]
+            given = zip(tasks, index, strict=True)
+            parts = [together[own] if together else task.examples("train", own) for task, own in given]
             x, y = torch.stack([part.x for part in parts]), torch.stack([part.y for part in parts])
             objective = vmap(loss, randomness="different")(theta, x, y)  # (M,)
             objective.sum().backward()  # not autograd.grad: fused Adam needs gradients laid out as the parameters are
@@ -305,6 +296,8 @@ def described(value: Any) -> str:
         if "<" in (name := getattr(value, "__qualname__", "<")):
             raise ValueError(f"a run's functions must be a module's own, or partials of them; got {value!r}.")
         return f"{value.__module__}.{name}"
+    if not isinstance(value, tuple | list | str | int | float | None | Path | torch.dtype | torch.device):
+        raise ValueError(f"a run's settings must be numbers, texts or tuples of them; got {type(value).__name__}.")
     return f"({', '.join(map(described, value))})" if isinstance(value, tuple | list) else repr(value)
 
 

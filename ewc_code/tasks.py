@@ -1,7 +1,7 @@
 """Sequences of tasks: other inputs in the same ten places for labels, or other classes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -117,18 +117,6 @@ def _pair(
         x = torch.cat([some.x, torch.full_like(some.x[:, :1], i)], dim=1) if scenario == "task" else some.x
         parts.append(Examples(x, some.y if scenario == "class" else some.y % 2))
     return Task(f"{2 * i} and {2 * i + 1}", Images(f"{name}, {2 * i} and {2 * i + 1}", *parts))
-
-
-def together(make: Callable[[], Sequence[Task]]) -> tuple[Task]:
-    """All of the tasks' examples as one task: joint training, the ceiling. Takes a copy of each."""
-    tasks, whole = make(), []
-    for part in ("train", "validation", "test"):
-        y = torch.cat([getattr(task.images, part).y for task in tasks])
-        x = tasks[0].images.train.x.new_empty(len(y), *tasks[0].images.train.x.shape[1:])
-        for task, place in zip(tasks, x.split(len(y) // len(tasks)), strict=True):  # one copy, not two
-            place.copy_(task.examples(part).x)
-        whole.append(Examples(x, y))
-    return (Task("all tasks", Images("all tasks", *whole)),)
 
 
 @lru_cache(maxsize=2)  # a sweep makes the same tasks many times

@@ -135,7 +135,8 @@ def fit(
 
     The model maps (n, ...) -> logits (n, k), or (n, t, k) where each of t positions has a label and N counts labels;
     the prior is the belief held before the N examples; `strength` is lambda,
-    at least 0: Bayes' rule says 1 (chapter "EWC" says why practice uses more). `draw` generates the order of the
+    at least 0: Bayes' rule says 1 (chapter "EWC" says why practice uses more). Mode flags are used as they are: after
+    curvature, which asks for model.eval(), call model.train(). `draw` generates the order of the
     examples (on the CPU); `observe(step, steps)` is called after every step, and with step 0 before the first; `name`
     is the task's, for errors. Returned is the mean objective of each epoch, nats. To `work`, where given, is added how
     much each parameter's moves lowered the loss alone, without the penalty (chapter "Beyond the diagonal"):
@@ -145,9 +146,11 @@ def fit(
     Source: Kirkpatrick et al. 2017, eq. 3. Chapter "EWC".
 
     Raises:
-        ValueError: a negative strength, labels or shapes that do not fit.
-        FloatingPointError: the loss became NaN or infinite; the model is put back to where it started, buffers too.
-        MemoryError: a step did not fit into an accelerator's memory; the model is put back likewise.
+        ValueError: a negative strength, labels or shapes that do not fit, inputs that are not finite.
+        FloatingPointError: the loss became NaN or infinite.
+        MemoryError: a step did not fit into an accelerator's memory.
+
+    After any error the model is put back to where it started, buffers too.
     """
     settings, draw = settings or Settings(), draw or generator(0)
     if not 0 <= strength < math.inf:
@@ -176,9 +179,7 @@ def fit(
                 descent.zero_grad(set_to_none=True)
                 loss.backward()
                 if work is not None:
-                    before = [
-                        (name, p.detach().clone(), p.grad.clone()) for name, p in theta.items() if p.grad is not None
-                    ]
+                    before = [(k, p.detach().clone(), p.grad.clone()) for k, p in theta.items() if p.grad is not None]
                 if strength > 0:
                     penalty = strength / data.count * prior.energy(theta, data.x[index])
                     if penalty.requires_grad:
@@ -189,14 +190,13 @@ def fit(
                         group["lr"] = settings.learning_rate * (1 - step / steps)
                 descent.step()
                 if work is not None:
-                    for name, was, g in before:
-                        work[name] -= g * (theta[name].detach() - was)
+                    for k, was, g in before:
+                        work[k] -= g * (theta[k].detach() - was)
                 step += 1
                 total += loss.detach() * len(index)
                 look = step % check_every == 0 or step % per_epoch == 0
                 # The last step can spoil the parameters after a finite loss, and no later loss would show it.
                 if look and not (torch.isfinite(total) and (step < steps or torch.isfinite(flatten(theta)).all())):
-                    model.load_state_dict(start)
                     raise FloatingPointError(
                         f"loss and parameters must stay finite; at step {step} of {name} the loss was {loss.item()} "
                         f"(seen within the last {check_every} steps; strength {strength:g}, {settings}). "
@@ -205,8 +205,10 @@ def fit(
                 if observe:
                     observe(step, steps)
             means.append(total.item() / n)
-    except torch.cuda.OutOfMemoryError as error:
+    except Exception as error:
         model.load_state_dict(start)
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
         raise MemoryError(
             f"the memory of {data.x.device} must hold step {step + 1} of {name}, a batch of {len(index)} examples of "
             f"shape {tuple(data.x.shape[1:])}; got: {error}. The model was put back to its start. Use a smaller "
@@ -224,10 +226,12 @@ def _steps(settings: Settings, n: int) -> int:
 
 
 def accuracy(model: nn.Module, data: Examples, batch_size: int = 10_000) -> float:
-    """Share of examples whose most likely class is the label, 0..1; the model's mode flags are left as they were."""
+    """Share of labels that are the most likely class, 0..1; the model's mode flags are left as they were."""
+    if data.y.is_floating_point():
+        raise ValueError("accuracy needs labels that are classes; got targets of a regression. Use models.nll.")
     batches = zip(data.x.split(batch_size), data.y.split(batch_size), strict=True)
     with evaluating(model), torch.no_grad():
-        return sum((model(x).argmax(1) == y).sum().item() for x, y in batches) / len(data)
+        return sum((model(x).argmax(-1) == y).sum().item() for x, y in batches) / data.count
 
 
 def optimiser(parameters: list[Tensor], settings: Settings) -> torch.optim.Optimizer:

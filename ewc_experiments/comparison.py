@@ -15,13 +15,13 @@ from torch import nn
 
 from ewc_code import consolidation, fisher
 from ewc_code.consolidation import Method
-from ewc_code.data import Examples, load
+from ewc_code.data import Examples, Images, load
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal
 from ewc_code.importance import Path
 from ewc_code.models import Params, mlp, snapshot
 from ewc_code.sweep import Outcome, Run, sweep
-from ewc_code.tasks import Task, limited, mnist_then_fashion, rotated, together
+from ewc_code.tasks import Task, limited, mnist_then_fashion, rotated
 from ewc_code.training import Record, Settings, accuracy, fit
 from ewc_experiments import variants
 
@@ -355,3 +355,15 @@ def _times(factor: float, information: Params) -> Params:
 def as_json(result: Any) -> str:
     """Any settings or result of the experiments as JSON text."""
     return json.dumps(asdict(result), indent=1)
+
+
+def together(make: Callable[[], Sequence[Task]]) -> tuple[Task]:
+    """All of the tasks' examples as one task: joint training, the ceiling. Takes a copy of each."""
+    tasks, whole = make(), []
+    for part in ("train", "validation", "test"):
+        y = torch.cat([getattr(task.images, part).y for task in tasks])
+        x = tasks[0].images.train.x.new_empty(len(y), *tasks[0].images.train.x.shape[1:])
+        for task, place in zip(tasks, x.split(len(y) // len(tasks)), strict=True):  # one copy, not two
+            place.copy_(task.examples(part).x)
+        whole.append(Examples(x, y))
+    return (Task("all tasks", Images("all tasks", *whole)),)

@@ -24,9 +24,9 @@ from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal
 from ewc_code.laplace import laplace
 from ewc_code.models import mlp, restore, snapshot
-from ewc_code.tasks import Task, limited, permuted_mnist, together
+from ewc_code.tasks import Task, limited, permuted_mnist
 from ewc_code.training import Record, Settings, accuracy, fit
-from ewc_experiments.comparison import Chosen, Comparison, Network, Tasks, choose, report
+from ewc_experiments.comparison import Chosen, Comparison, Network, Tasks, choose, report, together
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal
 from ewc_code.models import mlp, snapshot
 from ewc_code.sweep import Run, sweep
-from ewc_code.tasks import permuted_mnist, together
+from ewc_code.tasks import permuted_mnist
 from ewc_code.training import Record, Settings, accuracy, fit
+from ewc_experiments.comparison import together
 from ewc_experiments.workers import Pool, one_thread, workers
 
 Anchors = Literal["newest", "own"]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ewc_code.data import LABELS, Images
+from ewc_code.data import Images
 from ewc_code.metrics import interval
 from ewc_code.training import Record
 from ewc_experiments.comparison import Chosen
@@ -25,6 +25,11 @@ LOOK = {
     "as in the tutorial": (COLOURS["orange"], "-.", "^"),
 }
 SPARE = (COLOURS["black"], "-", "o")
+LABELS = {
+    "MNIST": tuple("0123456789"),
+    "FashionMNIST": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+                     "ankle boot"),
+}  # fmt: skip
 
 
 def image_rows(sets: Sequence[Images], count: int = 10) -> Figure:

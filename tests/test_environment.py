@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ewc_code
+from ewc_checks import provenance
 from ewc_code import environment
 
 ROOT = Path(__file__).parent.parent
@@ -70,12 +71,12 @@ def test_generators_are_their_own() -> None:
 
 
 def test_versions_and_hardware_can_be_reported() -> None:
-    found = environment.versions()
+    found = provenance.versions()
     assert found["torch"] == torch.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"numpy", "sympy", "torchvision"} <= set(found)
-    assert "\n" not in environment.hardware()
-    assert len(environment.hardware()) > 5
+    assert "\n" not in provenance.hardware()
+    assert len(provenance.hardware()) > 5
 
 
 def alone(code: str, **variables: str) -> str:

@@ -12,15 +12,8 @@ from oracles import nothing_changes
 from torch import Tensor
 
 from ewc_code.data import Examples, Images, load
-from ewc_code.tasks import (
-    Task,
-    limited,
-    mnist_then_fashion,
-    permuted,
-    permuted_mnist,
-    rotated,
-    together,
-)
+from ewc_code.tasks import Task, limited, mnist_then_fashion, permuted, permuted_mnist, rotated
+from ewc_experiments.comparison import together
 
 
 @pytest.fixture(autouse=True)

@@ -50,10 +50,10 @@ if util.find_spec("ewc_code") is None:
         raise RuntimeError(f"The book's package could not be installed from {{ADDRESS}}:\\n{{done.stderr[-2000:]}}")
     importlib.invalidate_caches()
 
+from ewc_checks import provenance, say
 from ewc_code import data, environment
-from ewc_checks import say
 
-print("device:", environment.hardware())
+print("device:", provenance.hardware())
 print("scale: ", environment.scale())
 print("data:  ", data.source())
 """

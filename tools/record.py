@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ewc_checks import provenance
 from ewc_code import data, environment
 from ewc_experiments import beyond, figure2, scenarios
 from ewc_experiments.comparison import as_json
@@ -87,8 +88,8 @@ def main() -> None:
         record = {
             "scale": given.scale,
             "device": str(environment.device()),
-            "hardware": environment.hardware(),
-            "versions": environment.versions(),
+            "hardware": provenance.hardware(),
+            "versions": provenance.versions(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "commit": commit,
             "seconds": time.monotonic() - started,  # of this call: what was kept from one before is not counted

@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 def resolve(app, config) -> None:
     """Settle scale, data source and device once, and pin them for all kernels; forget the previous pages."""
     try:
-        data, environment = (importlib.import_module(f"ewc_code.{name}") for name in ("data", "environment"))
+        names = ("ewc_code.data", "ewc_code.environment", "ewc_checks.provenance")
+        data, environment, provenance = map(importlib.import_module, names)
     except Exception as error:
         raise ExtensionError(f"the package ewc_code cannot be imported: {error!r}", error) from error
     try:
@@ -45,8 +46,8 @@ def resolve(app, config) -> None:
             scale=environment.scale(),
             data_source=data.source(),
             device=str(environment.device()),
-            hardware=environment.hardware(),
-            versions=environment.versions(),
+            hardware=provenance.hardware(),
+            versions=provenance.versions(),
             threads=importlib.import_module("torch").get_num_threads(),
         )
     except (ValueError, OSError) as error:

@@ -37,6 +37,7 @@ def alone(folder: Path, say) -> FileLock:
 
 def settings() -> list:
     """What the numbers of a build depend on, beside its files."""
+    from ewc_checks import provenance
     from ewc_code import data, environment
 
     installed = sorted(f"{found.metadata['Name']} {found.version}" for found in metadata.distributions())
@@ -46,7 +47,7 @@ def settings() -> list:
         environment.scale(),
         data.source(),
         str(environment.device()),
-        environment.versions(),
+        provenance.versions(),
     ]
 
 

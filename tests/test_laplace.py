@@ -291,6 +291,7 @@ def test_find_mode_ends_where_the_gradient_vanishes() -> None:
     torch.testing.assert_close(found.precision, expected + identity, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.host  # a mean over many draws, minutes on a stand-in
 def test_predictive_averages_over_the_belief() -> None:
     model, data = two_parameter_problem()
     sharp = Diagonal.isotropic(snapshot(model), 1e12)

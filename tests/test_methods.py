@@ -261,6 +261,7 @@ def test_kronecker_of_one_example_is_the_block_of_the_full_fisher() -> None:
     torch.testing.assert_close(dense_of(belief, model), fisher_matrix(model, data), **TIGHT)
 
 
+@pytest.mark.host  # a mean over many draws, minutes on a stand-in
 def test_samples_and_log_determinant_are_those_of_the_dense_matrix(learned: tuple[Kronecker, nn.Sequential]) -> None:
     belief, model = learned[0].merged(), learned[1]
     dense = dense_of(belief, model)

@@ -206,6 +206,7 @@ def test_trade_is_read_off_the_line() -> None:
     assert life.at("EWC", 1) == 5
 
 
+@pytest.mark.host  # slow on a stand-in, and its parts are tested there
 def test_a_life_is_lived_by_every_method() -> None:
     (life,) = language.compare(WORDS)
     assert {name: list(rows) for name, rows in life.later.items()} == {

@@ -104,6 +104,7 @@ def test_diagonal_and_full_with_the_datas_labels() -> None:
     torch.testing.assert_close(full, wanted, **TIGHT)
 
 
+@pytest.mark.host  # a mean over many draws, minutes on a stand-in
 def test_sampled_labels_have_the_exact_fisher_as_their_mean() -> None:
     model, data = language(depth=1), written(2)
     wanted = matrix(model, data).diagonal()

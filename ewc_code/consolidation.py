@@ -4,8 +4,7 @@ A method is a prior, a way to turn the fitted model into the next belief, and th
 
     minimise  L_B(theta) + strength / N_B * belief.energy(theta)
 
-Chapter "EWC" derives them; chapter "Many tasks" compares one merged penalty with one penalty a task, chapter
-"Beyond the diagonal" other importances and structures, chapter "Where it fails" what is no Gaussian.
+Chapter "EWC" derives them, "Many tasks", "Beyond the diagonal" and "Where it fails" compare them.
 """
 
 import math

@@ -178,8 +178,8 @@ def kronecker(
     """
     noise = check(model, data, labels, generator, batch_size, draws)
     with _full_precision(model):
-        whole = layers.closed_form(model, data.x)
-    found = {name: layer for name, layer in whole.items() if isinstance(layer, layers.Product)}
+        whole = layers.closed_form(model, data.x).items()
+    found = {name: layer for name, layer in whole if isinstance(layer, layers.Product)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad != (name in inside(found)):
             raise ValueError(
@@ -292,9 +292,10 @@ def over_batches(
             got = f"a {type(pair).__name__} of {len(pair)}"
             raise ValueError(f"batches must be pairs of tensors, (inputs, labels); got {got}. Make them pairs first.")
         batch = Examples(*(part.to(where) for part in pair))
-        n += batch.count
-        new = estimate(model, batch)
-        found = new if found is None else _running(found, new, batch.count / n)
+        count, new = batch.count, estimate(model, batch)
+        n += count
+        del pair, batch  # before the next is made
+        found = new if found is None else _running(found, new, count / n)
     if found is None:
         raise ValueError("there must be at least one batch; got none. An iterator can be gone through only once.")
     return found, n
@@ -509,14 +510,14 @@ def check(
 
     At once for all: so the size of the batches does not change the draws.
     """
+    if not isinstance(data, Examples):
+        raise ValueError(f"data must be Examples; got {type(data).__name__}. Batches go through fisher.over_batches.")
     dtype = next(iter(snapshot(model).values())).dtype  # of what is trained; refuses a model with nothing to train
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(map(repr, LABELS))}; got {labels!r}.")
     if labels == "sampled" and generator is None:
-        raise ValueError(
-            "labels='sampled' must come with a torch.Generator, so that the draws can be repeated; got None. "
-            "Pass generator=environment.generator(seed)."
-        )
+        advice = "Pass generator=environment.generator(seed)."
+        raise ValueError(f"labels='sampled' must come with a torch.Generator; got None. {advice}")
     if labels == "exact" and data.count > len(data):
         raise ValueError(
             f"labels='exact' needs one label an example; got sequences of {data.y.shape[1]}. Use labels='sampled' with "
@@ -568,9 +569,9 @@ def _refuse_unstable(model: nn.Module, data: Examples) -> None:
         changed = max((alone - other).abs().max() for other in (beside, *again))
     # Rounding differs with the batch size, by some units of the last place; dropout by the share that it drops.
     tolerance = max(0.01, 4 * torch.finfo(alone.dtype).eps) * beside.abs().max()
-    if changed > tolerance:
+    if not changed <= tolerance:  # NaN is neither
         raise ValueError(
-            f"curvature needs a deterministic model that treats each example alone; outputs changed by "
+            f"curvature needs a deterministic model that treats each example alone; its outputs changed by "
             f"{changed.item():g} between two calls, or between the first example alone and beside the second. "
             f"Call model.eval() first."
         )
@@ -579,9 +580,8 @@ def _refuse_unstable(model: nn.Module, data: Examples) -> None:
 def _square_size(params: Params) -> int:
     size = sum(value.numel() for value in params.values())
     if size > LARGEST_FULL:
-        raise ValueError(
-            f"a full matrix needs at most {LARGEST_FULL:,} parameters; the model has {size:,}. Use fisher.diagonal."
-        )
+        advice = "Use fisher.diagonal."
+        raise ValueError(f"a full matrix needs at most {LARGEST_FULL:,} parameters; the model has {size:,}. {advice}")
     return size
 
 

@@ -4,8 +4,6 @@ Every belief answers one question for training: how surprising would these param
 updates), "Laplace" (where the precision comes from), "EWC" (the energy as a penalty).
 
     energy(theta) = 1/2 (theta - mean)^T precision (theta - mean)         [nats, up to a constant]
-
-Beliefs that are not Gaussian stand in `rehearsal`.
 """
 
 import math
@@ -24,7 +22,7 @@ from ewc_code.models import Params, flatten, unflatten
 
 @runtime_checkable
 class Belief(Protocol):
-    """What training needs of a belief."""
+    """What training needs of a belief; those that are not Gaussian stand in `rehearsal`."""
 
     def energy(self, theta: Params, x: Tensor | None = None) -> Tensor:
         """Negative log density of the parameters up to a constant, in nats; a scalar that autograd can follow.

@@ -126,15 +126,6 @@ class Transformer(nn.Module):
             h = block(h)
         return self.head(self.norm(h))
 
-    @torch.no_grad()
-    def write(self, start: Int64[Tensor, "n t"], count: int, generator: torch.Generator) -> Int64[Tensor, "n u"]:
-        """The start and `count` tokens more, drawn one by one from the model's own distribution."""
-        for _ in range(count):
-            probs = self(start[:, -self.context :])[:, -1].softmax(1)
-            drawn = torch.multinomial(probs.cpu(), 1, generator=generator).to(start.device)
-            start = torch.cat([start, drawn], dim=1)
-        return start
-
 
 def transformer(
     vocabulary: int, context: int = 48, width: int = 64, heads: int = 4, depth: int = 2, seed: int = 0
@@ -249,10 +240,15 @@ def outputs(model: nn.Module, data: Examples) -> int:
         return size
     if size > 1 and found.min() >= 0 and (found.sum(-1) - 1).abs().max() < 1e-4:
         raise ValueError("the model must return logits; its outputs sum to 1 as probabilities do. Leave out softmax.")
-    low, high = int(data.y.min()), int(data.y.max())
+    fits(data.y, size)
+    return size
+
+
+def fits(labels: Tensor, size: int) -> None:
+    """Refuse labels that are no places among `size` outputs, of which there must be two at least."""
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= size or size < 2:
         raise ValueError(
             f"labels must lie in 0..{size - 1} for this model; got {low}..{high}. "
             "Renumber the labels, or give the model one output for each class, two for yes and no."
         )
-    return size

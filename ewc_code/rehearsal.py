@@ -87,13 +87,14 @@ class Answers:
         """The class's formula, nats; without inputs there is nothing to compare."""
         if x is None:
             raise ValueError("what a network answers can only be compared on inputs; got None. Give x, (b, ...).")
-        total, every = next(iter(theta.values())).new_zeros(()), {"every": True} if self.heads else {}
+        heads = isinstance(self.model, MultiHead)  # all of them answer at once, so that the trunk runs once
+        total, every = next(iter(theta.values())).new_zeros(()), {"every": True} if heads else {}
         with torch.no_grad():
             before = self.model(x, **every)
         now = functional_call(self.model, theta, (x,), every)
         for question in self.questions:
             old, new = (
-                (a[:, question.head] if self.heads else a)[..., list(question.classes)] / self.temperature
+                (a[:, question.head] if heads else a)[..., list(question.classes)] / self.temperature
                 for a in (before, now)
             )
             cross = -(old.softmax(-1) * new.log_softmax(-1)).sum(-1).mean()
@@ -116,11 +117,6 @@ class Answers:
     def of(cls, model: nn.Module, questions: tuple[Question, ...], temperature: float) -> "Answers":
         """What a model answers now: a copy of it is kept, in evaluation mode; frozen parts stay marked as such."""
         return cls(copy.deepcopy(model).eval(), questions, temperature)
-
-    @property
-    def heads(self) -> bool:
-        """Whether the questions are asked of heads; all of them answer at once, so that the trunk runs once."""
-        return isinstance(self.model, MultiHead)
 
     @property
     def mode(self) -> Params:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from ewc_code.consolidation import Method, none
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator, products
 from ewc_code.gaussian import Belief, stacked_penalty
-from ewc_code.models import Params, evaluating, flatten, nll, outputs, restore, snapshot
+from ewc_code.models import Params, evaluating, fits, flatten, nll, outputs, restore, snapshot
 from ewc_code.tasks import Part, Task
 from ewc_code.training import CURVE_EXAMPLES, Record, Settings, accuracy, optimiser
 
@@ -97,9 +98,9 @@ def sweep(
     waiting = [group[i : i + stack] for group in groups.values() for i in range(0, len(group), stack)]
     started, before = time.monotonic(), len(found)
 
-    def finish(keys: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    def finish(keys: Sequence[str], outcomes: Sequence[Outcome], keep: bool = True) -> None:
         for key, outcome in zip(keys, outcomes, strict=True):
-            if folder:
+            if folder and keep:
                 _write(folder / f"{key}.json", named[key], outcome)
             found[key] = outcome
         spent = time.monotonic() - started
@@ -108,7 +109,7 @@ def sweep(
         progress(f"{len(found)} of {len(named)} runs done, {spent:.0f} s, about {left:.0f} s left{errors}")
 
     for keys in waiting if executor is None else []:
-        finish(keys, learn_stacked([named[key] for key in keys]))
+        finish(keys, _attempt([named[key] for key in keys], 1))
     tries = {tuple(keys): 1 for keys in waiting if executor is not None}
     begin = lambda lot: executor.submit(_attempt, [named[key] for key in lot], tries[lot])  # noqa: E731
     futures = {lot: begin(lot) for lot in tries}
@@ -116,7 +117,7 @@ def sweep(
         for lot in [lot for lot, future in futures.items() if future.done()]:
             try:
                 outcomes = futures.pop(lot).result()
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, MemoryError):
                 raise  # a wrong setting is wrong on every worker
             except Exception as error:
                 tries[lot] += 1
@@ -124,15 +125,26 @@ def sweep(
                     progress(f"a worker was lost ({error!r:.200}); its {len(lot)} runs begin anew")
                     futures[lot] = begin(lot)
                     continue
-                outcomes = [Outcome(None, f"given up after {attempts} attempts: {error!r:.200}")] * len(lot)
+                lost = Outcome(None, f"given up after {attempts} attempts: {error!r:.200}")
+                finish(lot, [lost] * len(lot), keep=False)  # another time they may be done
+                continue
             finish(lot, outcomes)
         time.sleep(0.05)
     return [found[run.key] for run in runs]
 
 
 def _attempt(runs: Sequence[Run], number: int) -> list[Outcome]:
-    """The number makes it a new piece of work for schedulers that hand out the old failure of an equal one (dask)."""
-    return learn_stacked(runs)
+    """A stack, halved as long as memory runs out; the number makes it new work for a scheduler that keeps failures."""
+    try:
+        return learn_stacked(runs)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(runs) == 1:
+            advice = f"Use a smaller batch_size in {described(runs[0])}."
+            raise MemoryError(f"{device()} must hold a step of one run; got: {error}. {advice}") from error
+    torch.cuda.empty_cache()
+    warnings.warn(f"{len(runs)} runs at a time did not fit into memory; half as many are tried.", stacklevel=2)
+    half = len(runs) // 2
+    return _attempt(runs[:half], number) + _attempt(runs[half:], number)
 
 
 def learn_stacked(runs: Sequence[Run]) -> list[Outcome]:
@@ -200,7 +212,8 @@ def _fit_stack(
     if len(sizes := {len(task.images.train) for task in tasks}) > 1:
         raise ValueError(f"tasks of one stack must have as many examples each; got {sorted(sizes)}.")
     together = tasks[0].train if len({id(task) for task in tasks}) == 1 else None
-    outputs(base, tasks[0].examples("train", CURVE_EXAMPLES))
+    for task in {id(task.images): task for task in tasks}.values():
+        fits(task.images.train.y, outputs(base, task.examples("train", 2)))
     theta, _ = stack_module_state(list(models))  # (M, ...) each
     weights = torch.tensor([run.method.strength / n for run in runs], device=where)
     penalty, penalised = stacked_penalty(beliefs, weights), bool(weights.any())

@@ -134,12 +134,12 @@ def fit(
         minimise  L(theta) + strength / N * prior.energy(theta),     L = mean negative log likelihood, nats
 
     The model maps (n, ...) -> logits (n, k), or (n, t, k) where each of t positions has a label and N counts labels;
-    the prior is the belief held before the N examples; `strength` is lambda,
-    at least 0: Bayes' rule says 1 (chapter "EWC" says why practice uses more). Mode flags are used as they are: after
-    curvature, which asks for model.eval(), call model.train(). `draw` generates the order of the
-    examples (on the CPU); `observe(step, steps)` is called after every step, and with step 0 before the first; `name`
-    is the task's, for errors. Returned is the mean objective of each epoch, nats. To `work`, where given, is added how
-    much each parameter's moves lowered the loss alone, without the penalty (chapter "Beyond the diagonal"):
+    the prior is the belief held before the N examples; `strength` is lambda, at least 0: Bayes' rule says 1 (chapter
+    "EWC" says why practice uses more). Mode flags are used as they are: after curvature, which asks for model.eval(),
+    call model.train(). `draw` generates the order of the examples (on the CPU); `observe(step, steps)` is called after
+    every step, and with step 0 before the first; `name` is the task's, for errors. Returned is the mean objective of
+    each epoch, nats. To `work`, where given, is added how much each parameter's moves lowered the loss alone, without
+    the penalty (chapter "Beyond the diagonal"):
 
         work_i += -sum_steps g_i (theta_i after - theta_i before),   g = gradient of the batch's mean loss, nats
 
@@ -209,10 +209,10 @@ def fit(
         model.load_state_dict(start)
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             raise
+        shape = (settings.batch_size, *data.x.shape[1:])
         raise MemoryError(
-            f"the memory of {data.x.device} must hold step {step + 1} of {name}, a batch of {len(index)} examples of "
-            f"shape {tuple(data.x.shape[1:])}; got: {error}. The model was put back to its start. Use a smaller "
-            f"batch_size than {settings.batch_size}."
+            f"the memory of {data.x.device} must hold step {step + 1} of {name}, a batch {shape}; got: {error}. "
+            "The model was put back to its start. Use a smaller batch_size."
         ) from error
     finally:
         rounding.close()

@@ -354,13 +354,23 @@ def _reading(setup: Language, model: nn.Module) -> Reading:
 def _written(setup: Language, model: Transformer, seed: int) -> str:
     """Eight lines or so, after the beginning of a test sequence of Python."""
     start = text(setup, "Python", seed).test.x[:1, :16]
-    return decoded(model.write(start, 240, generator(seed))[0])
+    return decoded(write(model, start, 240, generator(seed))[0])
+
+
+@torch.no_grad()
+def write(model: Transformer, start: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """The start (n, t) and `count` tokens more, (n, t + count), drawn one by one from the model's own distribution."""
+    for _ in range(count):
+        probs = model(start[:, -model.context :])[:, -1].softmax(1)
+        drawn = torch.multinomial(probs.cpu(), 1, generator=draw).to(start.device)
+        start = torch.cat([start, drawn], dim=1)
+    return start
 
 
 def own_words(model: Transformer, count: int, seed: int) -> Examples:
     """Sequences that the model writes itself, from one newline each: data where no data is left."""
     start = torch.zeros(count, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    found = model.write(start, model.context, generator(seed))
+    found = write(model, start, model.context, generator(seed))
     return Examples(found[:, :-1].contiguous(), found[:, 1:].contiguous())
 
 

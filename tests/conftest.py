@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 # Where only the package and its tests' needs are installed, the tests of the book cannot even be read.
 if importlib.util.find_spec("sphinx") is None:
-    of_the_book = ("apparatus", "browser", "build", "colab", "notebooks", "pages", "pdf", "play", "site")
+    of_the_book = ("apparatus", "browser", "build", "colab", "notebooks", "pages", "pdf", "play", "site", "unchanged")
     collect_ignore = [f"test_{name}.py" for name in of_the_book]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,12 +68,30 @@ def test_plain_training_keeps_nothing() -> None:
     assert consolidation.none().strength == 0
 
 
-def test_ewc_adds_n_fishers_at_the_newest_mode() -> None:
-    belief, models, data = consolidated(consolidation.ewc(2.0))
+def assert_adds_n_fishers_at_the_newest_mode(make: Callable[[], Method]) -> None:
+    belief, models, data = consolidated(make())
     assert isinstance(belief, Diagonal)
     expected = sum(len(part) * fisher_matrix(m, part).diagonal() for m, part in zip(models, data, strict=True))
     torch.testing.assert_close(flatten(belief.precision), expected, **TIGHT)
     assert torch.equal(flatten(belief.mean), mode(models[-1]))
+
+
+def wrong_9_named_ewc_and_is_plain_training() -> Method:
+    return replace(consolidation.none(), name="EWC", strength=2.0)
+
+
+def wrong_9_named_ewc_and_is_l2() -> Method:
+    return replace(consolidation.l2(2.0), name="EWC")
+
+
+def test_ewc_adds_n_fishers_at_the_newest_mode() -> None:
+    assert_adds_n_fishers_at_the_newest_mode(lambda: consolidation.ewc(2.0))
+
+
+@pytest.mark.parametrize("make", [wrong_9_named_ewc_and_is_plain_training, wrong_9_named_ewc_and_is_l2])
+def test_what_is_only_named_ewc_is_caught(make: Callable[[], Method]) -> None:
+    with pytest.raises(AssertionError, match="not close"):
+        assert_adds_n_fishers_at_the_newest_mode(make)
 
 
 def test_full_ewc_adds_whole_matrices() -> None:

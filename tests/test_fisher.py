@@ -282,6 +282,19 @@ def wrong_6_dropout_active(model: nn.Module, data: Examples) -> Tensor:
         return fisher_matrix(noisy, data).diagonal()
 
 
+def wrong_6_batch_norm_active(model: nn.Module, data: Examples) -> Tensor:
+    """The statistics of the batch that is looked at in the place of the ones that were kept."""
+    normed = nn.Sequential(model[0], nn.BatchNorm1d(5).to(data.x), model[1], model[2])
+    moved = Examples(data.x + 1, data.y)
+    logits = normed(moved.x)
+    probs, found = logits.softmax(1).detach(), 0
+    for i in range(len(data)):
+        for c in range(probs.shape[1]):
+            s = torch.autograd.grad(logits.log_softmax(1)[i, c], trainable(model), retain_graph=True)
+            found = found + probs[i, c] * torch.cat([g.reshape(-1) for g in s]).square() / len(data)
+    return found
+
+
 def wrong_7_summed_not_averaged(model: nn.Module, data: Examples) -> Tensor:
     return len(data) * right_closed_form(model, data)
 

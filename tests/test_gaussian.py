@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import nothing_changes
-from torch import Tensor
+from torch import Tensor, nn
 
+from ewc_code import consolidation
+from ewc_code.data import Examples
 from ewc_code.environment import device, generator
-from ewc_code.gaussian import Diagonal, Full, Penalties, log_normaliser, merge
-from ewc_code.models import Params, flatten
+from ewc_code.gaussian import Belief, Diagonal, Full, Penalties, log_normaliser, merge
+from ewc_code.models import Params, flatten, nll, restore
 from ewc_experiments.density import condition_linear, log_evidence_linear
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
@@ -223,6 +225,24 @@ def right_conditioning(tasks: list[tuple[Tensor, Tensor]]) -> Full:
     return belief
 
 
+def right_package(tasks: list[tuple[Tensor, Tensor]]) -> Full:
+    """The package's own EWC with the whole matrix, from a network's parameters: inputs in units of the noise."""
+    model = nn.Linear(4, 1, bias=False).double().to(device())
+    method, scaled = consolidation.ewc(1.0, full=True), [(x / NOISE**0.5, y / NOISE**0.5) for x, y in tasks]
+    belief: Belief = Full.isotropic({"weight": prior().mean["w"][None]}, 0.5)
+    for x, y in scaled:
+        data = Examples(x, y[:, None])
+
+        def energy(w: Tensor, data: Examples = data, belief: Belief = belief) -> Tensor:
+            return len(data) * nll(data.x @ w.T, data.y) + belief.energy({"weight": w})
+
+        w = torch.zeros(1, 4, dtype=torch.float64, device=device())
+        curvature = torch.func.hessian(energy)(w).reshape(4, 4)
+        restore(model, {"weight": w - torch.linalg.solve(curvature, torch.func.grad(energy)(w)[0])[None]})
+        belief = method.consolidate(model, data, belief)
+    return Full({"w": belief.mean["weight"][0]}, belief.precision)
+
+
 def wrong_10_anchor_left_at_the_first_mode(tasks: list[tuple[Tensor, Tensor]]) -> Full:
     belief, first = prior(), None
     for x, y in tasks:
@@ -302,7 +322,7 @@ def assert_equals_joint(learn: Callable[[list[tuple[Tensor, Tensor]]], Full]) ->
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("learn", [right_loop, right_conditioning], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("learn", [right_loop, right_conditioning, right_package], ids=lambda f: f.__name__)
 def test_task_by_task_equals_all_at_once(learn: Callable[[list[tuple[Tensor, Tensor]]], Full]) -> None:
     assert_equals_joint(learn)
     # Nor does the order matter.

@@ -167,11 +167,15 @@ def test_kronecker_factors_are_the_means_they_are_said_to_be(name: str, labels: 
         torch.testing.assert_close(factors.outputs, g, **TIGHT)
 
 
+@pytest.mark.parametrize("labels", fisher.LABELS)
 @pytest.mark.parametrize("name", CONVOLUTIONS | SMOOTH)
-def test_corrected_factors_have_the_right_diagonal_in_their_own_basis(name: str) -> None:
+def test_corrected_factors_have_the_right_diagonal_in_their_own_basis(name: str, labels: fisher.Labels) -> None:
     model, data = made(name)
-    matrix = fisher_matrix(model, data)
-    plain, corrected = fisher.kronecker(model, data), fisher.kronecker(model, data, batch_size=4, corrected=True)
+    # Of the same draws, whose whole matrix is compared with the loops above.
+    rest = {"labels": labels, "batch_size": 4}
+    matrix = fisher.full(model, data, generator=generator(3), **rest)
+    plain = fisher.kronecker(model, data, generator=generator(3), **rest)
+    corrected = fisher.kronecker(model, data, generator=generator(3), corrected=True, **rest)
     for layer, at in blocks(model).items():
         block, dense = matrix[at][:, at], corrected[layer].dense()
         basis = [torch.linalg.eigh(f).eigenvectors for f in (corrected[layer].outputs, corrected[layer].inputs)]
@@ -233,6 +237,15 @@ def test_regression_against_the_loops(labels: fisher.Labels) -> None:
         flatten(fisher.diagonal(model, data, generator=generator(5), **rest)), wanted.diagonal(), **TIGHT
     )
     torch.testing.assert_close(fisher.full(model, data, generator=generator(5), **rest), wanted, **TIGHT)
+    corrected = fisher.kronecker(model, data, generator=generator(5), corrected=True, **rest)
+    plain = fisher.kronecker(model, data, generator=generator(5), **rest)
+    for layer, at in blocks(model).items():
+        block = wanted[at][:, at]
+        basis = [torch.linalg.eigh(f).eigenvectors for f in (corrected[layer].outputs, corrected[layer].inputs)]
+        turned = torch.kron(*basis).T @ block @ torch.kron(*basis)
+        torch.testing.assert_close(corrected[layer].scale.reshape(-1), turned.diagonal(), **TIGHT)
+        off = [(found[layer].dense() - block).norm() for found in (corrected, plain)]
+        assert off[0] <= off[1] * (1 + 1e-9) + 1e-12 * block.norm()  # the last layer's product is exact
 
 
 def test_regression_is_the_second_order_term_of_the_divergence() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ewc_code import consolidation, sweep
+from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Belief, Diagonal, Full, Kronecker, Penalties, stacked_penalty
 from ewc_code.models import Params, mlp, snapshot
@@ -37,6 +38,19 @@ def batch_normed(seed: int) -> nn.Module:
 
 def with_dropout(seed: int) -> nn.Module:
     return nn.Sequential(nn.Dropout(0.2), *mlp((784, 16, 10), seed))
+
+
+def one_wrong_label() -> tuple[Task, ...]:
+    """Three classes, and a seven far behind where a look at the first examples ends."""
+    images = small_tasks()[0].images
+    y = torch.arange(1500).to(device()) % 3
+    x = images.train.x[:1].expand(1500, -1).contiguous()
+    good, bad = Examples(x, y), Examples(x, torch.cat([y[:-1], y.new_tensor([7])]))
+    return tuple(Task(name, replace(images, train=part)) for name, part in (("good", good), ("bad", bad)))
+
+
+def three_classes(seed: int) -> nn.Module:
+    return mlp((784, 3), seed)
 
 
 TINY = partial(mlp, (784, 16, 10))
@@ -221,8 +235,38 @@ def test_lost_workers_are_replaced_and_given_up_in_the_end(tmp_path: Path) -> No
     assert [o.record for o in found] == [o.record for o in alone]
     assert flaky.begun == 5
     assert sum("lost" in line for line in said) == 2
-    hopeless = sweep.sweep(todo, Flaky(99), stack=3, attempts=2)
+    hopeless = sweep.sweep(todo, Flaky(99), tmp_path / "later", stack=3, attempts=2)
     assert all(o.record is None and "given up after 2 attempts" in o.error for o in hopeless)
+    healed = sweep.sweep(todo, None, tmp_path / "later", stack=3)  # nothing has to be deleted first
+    assert [o.record for o in healed] == [o.record for o in alone]
+
+
+def test_memory_that_ends_halves_the_stack_and_names_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    todo, alone, sizes = runs()[:4], sweep.sweep(runs()[:4]), []
+    fit_stack = sweep._fit_stack
+
+    def small(i: int, members: list) -> object:
+        sizes.append(len(members))
+        if len(members) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return fit_stack(i, members)
+
+    monkeypatch.setattr(sweep, "_fit_stack", small)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    most = 2
+    with pytest.warns(UserWarning, match="4 runs at a time did not fit into memory"):
+        found = sweep.sweep(todo, stack=4)
+    for one, other in zip(found, alone, strict=True):
+        assert_same(one, other.record)
+    assert [size for size in sizes if size > 2] == [4]
+    most = 0
+    with pytest.warns(UserWarning), pytest.raises(MemoryError, match=r"a step of one run.*smaller batch_size in Run\("):
+        sweep.sweep(todo, stack=4)
+
+
+def test_a_wrong_label_anywhere_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2 .* got 0\.\.7"):
+        sweep.sweep([Run(one_wrong_label, consolidation.none(), three_classes, SETTINGS)])
 
 
 def test_a_wrong_setting_is_raised_from_a_worker() -> None:

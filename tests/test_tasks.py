@@ -139,13 +139,31 @@ def test_limit_takes_the_first_training_examples_only() -> None:
     assert len(limited(whole, 100).train) == len(whole.train)
 
 
-def test_no_trace_is_left_and_the_images_stay_as_they_are() -> None:
-    whole = load("MNIST")
+def assert_images_stay_as_they_are(make: Callable[[Images], tuple[Task, ...]]) -> None:
+    whole = limited(load("MNIST"), 100)
     before = whole.train.x.clone()
     with nothing_changes():
-        for task in (*permuted(whole, 2), *rotated(whole, (10.0,)), *mnist_then_fashion(10)):
+        for task in make(whole):
             task.train, task.validation, task.test  # noqa: B018 (properties do the work)
-    assert torch.equal(whole.train.x, before)
+    assert torch.equal(whole.train.x, before), "the images were changed"
+    whole.train.x.copy_(before)  # they may be everybody's
+
+
+def wrong_18_permutes_in_place(whole: Images) -> tuple[Task, ...]:
+    def mixed(x: Tensor) -> Tensor:
+        return x.copy_(x.flip(1))
+
+    return (Task("flipped", whole, mixed),)
+
+
+def test_no_trace_is_left_and_the_images_stay_as_they_are() -> None:
+    assert_images_stay_as_they_are(lambda whole: (*permuted(whole, 2), *rotated(whole, (10.0,))))
+    assert_images_stay_as_they_are(lambda whole: mnist_then_fashion(10))
+    one = Examples(torch.rand(3, 4), torch.zeros(3, dtype=torch.int64))
+    own = Images("own", one, one, one)
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(AssertionError, match="the images were changed"):
+        patched.setitem(globals(), "load", lambda name: own)
+        assert_images_stay_as_they_are(wrong_18_permutes_in_place)
 
 
 @pytest.mark.parametrize("count", [0, -1])

@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT ?= 1000
 .PHONY: help html chapter notebooks test test-device test-signs test-notebooks test-site peers bench record readme pdf serve format clean
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, PYTHON=... chooses one") if sys.version_info < (3, 11) else 0'
@@ -40,7 +40,7 @@ chapter: $(STAMP)  ## one chapter with the reference pages, while it is written:
 notebooks: $(STAMP)  ## the chapters as notebooks for Colab and Jupyter, into notebooks/
 	$(BIN)/python tools/make_notebooks.py
 
-test: $(STAMP)  ## lint, types, and all tests that need no built site
+test: $(STAMP)  ## lint, types, tests of the package and of the book's sources
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy

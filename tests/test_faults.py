@@ -40,6 +40,7 @@ a read-only folder               here: test_whole_data_in_a_read_only_folder_nee
                                  test_data: test_a_root_below_what_cannot_be_written
 memory runs out, in curvature    test_sequences: test_batches_that_do_not_fit_are_halved_and_that_is_said
                  in training     test_sequences: test_memory_in_training_names_the_batch_and_keeps_the_last_state
+                 in a sweep      test_sweep: test_memory_that_ends_halves_the_stack_and_names_the_run
 a loss turns NaN                 test_training: test_diverging_training_stops_and_puts_the_model_back
                                  test_training: test_buffers_are_put_back_too
                                  test_training: test_parameters_spoiled_by_the_very_last_step_are_seen

@@ -42,7 +42,7 @@ class Method:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < math.inf:
-            raise ValueError(f"strength must be finite and at least 0; got {self.strength}.")
+            raise ValueError(f"strength must be finite and at least 0; got {self.strength}. Bayes' rule says 1.")
 
     def consolidate(self, model: nn.Module, data: Examples, belief: Belief, path: Path | None = None) -> Belief:
         """The belief after a task: the model is at its mode, the path that of the training, from `path`."""

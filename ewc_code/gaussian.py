@@ -401,8 +401,8 @@ def _double(value: Tensor) -> Tensor:
 def _same_shapes(given: Params, like: Params, what: str = "parameter", whose: str = "belief") -> None:
     for name, value in like.items():
         got = tuple(given[name].shape) if name in given else "no such parameter"
-        if got != tuple(value.shape):
-            raise ValueError(f"{what} {name!r} must have the {whose}'s shape {tuple(value.shape)}; got {got}.")
+        if got != (want := tuple(value.shape)):
+            raise ValueError(f"{what} {name!r} must have the {whose}'s shape {want}; got {got}. Use one model.")
     if unknown := given.keys() - like.keys():
         raise ValueError(
             f"the belief must know every parameter; it knows nothing of {sorted(unknown)}. "

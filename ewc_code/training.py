@@ -154,7 +154,7 @@ def fit(
     """
     settings, draw = settings or Settings(), draw or generator(0)
     if not 0 <= strength < math.inf:
-        raise ValueError(f"strength must be finite and at least 0; got {strength}.")
+        raise ValueError(f"strength must be finite and at least 0; got {strength}. Bayes' rule says 1.")
     outputs(model, data)
     # The sum is finite only if all inputs are; looking at each takes a tenth of a short fit's time.
     if not (data.x.sum().isfinite() or torch.isfinite(data.x).all()):

@@ -45,7 +45,7 @@ def one_wrong_label() -> tuple[Task, ...]:
     images = small_tasks()[0].images
     y = torch.arange(1500).to(device()) % 3
     x = images.train.x[:1].expand(1500, -1).contiguous()
-    good, bad = Examples(x, y), Examples(x, torch.cat([y[:-1], y.new_tensor([7])]))
+    good, bad = Examples(x, y), Examples(x, torch.cat([y[:-1], torch.full((1,), 7).to(device())]))
     return tuple(Task(name, replace(images, train=part)) for name, part in (("good", good), ("bad", bad)))
 
 

@@ -54,10 +54,10 @@ def products(precision: str | None) -> Iterator[None]:
     before = None
     with suppress(RuntimeError):  # torch refuses to say it where backends were set one by one; then they stay
         before = precision and torch.get_float32_matmul_precision()
-    if before and precision:
+    if before and precision and before != precision:  # setting is no change only where torch is left alone
         torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        if before:
+        if before and before != precision:
             torch.set_float32_matmul_precision(before)

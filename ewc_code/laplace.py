@@ -45,7 +45,6 @@ def laplace(
     are enough); N stays the number of all. Data larger than memory come as batches, from a DataLoader say.
     With a process `group` (`torch.distributed.group.WORLD` for all) each of its processes brings its own share of the
     data, and all get the same belief (chapter "Scale").
-    Errors are those of `fisher.diagonal`, or of `fisher.full` and `fisher.kronecker` for beliefs of these kinds.
     Source: MacKay 1992; Kirkpatrick et al. 2017, eq. 3 (without the prior's precision). Chapter "EWC".
     """
     mode = snapshot(model)

@@ -71,8 +71,8 @@ def closed_form(model: nn.Module, x: Tensor) -> Layers:
         grads = [torch.autograd.grad(h, list(own.values()), retain_graph=True, materialize_grads=True) for h in heads]
         true = [torch.stack(column).square().sum(0) for column in zip(*grads, strict=True)]
         found = split(layer, each)
-        most = max(t.norm() for t in true)  # a bias may have a gradient of rounding alone, as attention's keys have
-        if all((found[n] - t).norm() <= 1e-3 * most for n, t in zip(own, true, strict=True)):
+        least = torch.finfo(one.dtype).eps * max(t.norm() for t in true)  # attention's keys: a bias of rounding alone
+        if all((found[n] - t).norm() <= 1e-3 * t.norm() + least for n, t in zip(own, true, strict=True)):
             kept[name] = layer
     return kept
 
@@ -105,10 +105,8 @@ def run(model: nn.Module, layers: Layers, x: Tensor) -> Pass:
 
     def keep(layer: nn.Module, received: tuple[Tensor, ...], returned: Tensor) -> None:
         if names[layer] in inputs or len(received[0]) != len(x):
-            raise ValueError(
-                f"a layer that ran once an example at first must do so always; {names[layer]!r} did not on a batch of "
-                f"{len(x)}. Give batch_size=1, or freeze what runs as often as the inputs say."
-            )
+            said = f"{names[layer]!r} must run once an example, as it did at first"
+            raise ValueError(f"{said}; it did not on a batch of {len(x)}. Give batch_size=1, or freeze it.")
         inputs[names[layer]] = received[0].detach()
         # The place in the graph, not the tensor: what follows may work in place on that.
         edges[names[layer]] = torch.autograd.graph.get_gradient_edge(returned)

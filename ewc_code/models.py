@@ -249,6 +249,6 @@ def fits(labels: Tensor, size: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= size or size < 2:
         raise ValueError(
-            f"labels must lie in 0..{size - 1} for this model; got {low}..{high}. "
+            f"labels must lie in 0..{size - 1} for this model; got {low}..{high} and {size} outputs. "
             "Renumber the labels, or give the model one output for each class, two for yes and no."
         )

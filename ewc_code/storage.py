@@ -124,7 +124,9 @@ def _whole(about: dict, tensors: dict[str, Tensor], model: nn.Module, mode: Para
     if kind == "Diagonal":
         return Diagonal(mean, _of("precision", tensors, mode))
     if kind == "Full":
-        return Full({name: mean[name] for name in about["order"]}, tensors["precision"])  # the matrix has its order
+        return Full(
+            {name: mean[name] for name in about.get("order", mean)}, tensors["precision"]
+        )  # the matrix has its order
     if kind == "Kronecker":
         terms = {
             layer: tuple(Factors(tensors[f"inputs/{i}/{layer}"], tensors[f"outputs/{i}/{layer}"]) for i in range(count))

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,8 +84,8 @@ def sweep(
         progress: Called with a line whenever runs are finished.
         attempts: How often a stack is begun whose worker was lost, before its runs are given up.
 
-    A ValueError: settings that do not fit together, a function without a name. A loss that becomes infinite is an
-    outcome.
+    A ValueError: settings that do not fit together, a function without a name; a MemoryError, here: one run does not
+    fit alone. A loss that becomes infinite is an outcome.
     """
     named = {run.key: run for run in runs}
     folder = Path(folder) if folder is not None else None
@@ -117,7 +118,7 @@ def sweep(
         for lot in [lot for lot, future in futures.items() if future.done()]:
             try:
                 outcomes = futures.pop(lot).result()
-            except (ValueError, TypeError, MemoryError):
+            except (ValueError, TypeError):
                 raise  # a wrong setting is wrong on every worker
             except Exception as error:
                 tries[lot] += 1
@@ -309,7 +310,7 @@ def described(value: Any) -> str:
         if "<" in (name := getattr(value, "__qualname__", "<")):
             raise ValueError(f"a run's functions must be a module's own, or partials of them; got {value!r}.")
         return f"{value.__module__}.{name}"
-    if not isinstance(value, tuple | list | str | int | float | None | Path | torch.dtype | torch.device):
+    if not isinstance(value, tuple | list | str | Number | None | range | Path | torch.dtype | torch.device):
         raise ValueError(f"a run's settings must be numbers, texts or tuples of them; got {type(value).__name__}.")
     return f"({', '.join(map(described, value))})" if isinstance(value, tuple | list) else repr(value)
 

@@ -209,7 +209,7 @@ def fit(
         model.load_state_dict(start)
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             raise
-        shape = (settings.batch_size, *data.x.shape[1:])
+        shape = (min(n, settings.batch_size), *data.x.shape[1:])
         raise MemoryError(
             f"the memory of {data.x.device} must hold step {step + 1} of {name}, a batch {shape}; got: {error}. "
             "The model was put back to its start. Use a smaller batch_size."

@@ -177,7 +177,7 @@ class Adaptive(nn.Module):
 def test_a_layer_that_does_not_run_once_an_example_is_refused_when_it_shows() -> None:
     data = examples(16, 4, CLASSES)
     chunks = Chunks().double().to(device())
-    with pytest.raises(ValueError, match=r"must do so always; 'net.0' did not on a batch of 16. Give batch_size=1"):
+    with pytest.raises(ValueError, match=r"'net.0' must run once .* did not on a batch of 16. Give batch_size=1"):
         fisher.diagonal(chunks, data)
     right = fisher_matrix(chunks, data).diagonal()
     for batch_size in (1, 4):
@@ -185,7 +185,7 @@ def test_a_layer_that_does_not_run_once_an_example_is_refused_when_it_shows() ->
     adaptive = Adaptive().double().to(device())
     sorted_ = data[data.x[:, 0].argsort()]
     assert not (sorted_.x[:2, 0] > 0.5).any() and (sorted_.x[:, 0] > 0.5).any()
-    with pytest.raises(ValueError, match="'middle' did not"):
+    with pytest.raises(ValueError, match="'middle' must run once"):
         fisher.diagonal(adaptive, sorted_)
 
 
@@ -200,6 +200,43 @@ class Dropped(nn.Module):
         h = torch.relu(self.first(x))
         kept = torch.empty(len(h), 1, device=h.device, dtype=h.dtype).bernoulli_(0.9) if self.training else 1.0
         return self.head(torch.relu(h + kept * self.block(h)))
+
+
+class Tied(nn.Module):
+    """A weight that is used twice, whose squares a bias outweighs by far where inputs are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(nn.functional.linear(x, self.out.weight)))
+
+
+def test_a_large_bias_hides_no_wrong_weight() -> None:
+    model, data = Tied().double().to(device()), examples(8, 4, 4)
+    small = Examples(0.01 * data.x, data.y)
+    assert not layers.closed_form(model, small.x)
+    torch.testing.assert_close(flatten(fisher.diagonal(model, small)), fisher_matrix(model, small).diagonal())
+
+
+def test_masked_classes_are_no_randomness_and_noise_is_refused() -> None:
+    class Masked(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.scale, self.head, self.noise = nn.Parameter(torch.ones(4)), nn.Linear(4, 4), noise
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(x * self.scale)
+            if self.noise:
+                return self.head(h + self.noise * torch.randn_like(h))
+            return self.head(h).masked_fill(torch.arange(4, device=x.device) > 2, -torch.inf)
+
+    data = examples(9, 4, 3)
+    found = fisher.diagonal(Masked(0.0).double().to(device()), data, "data")
+    assert all(torch.isfinite(value).all() for value in found.values())
+    with torch.random.fork_rng(), pytest.raises((ValueError, RuntimeError), match=r"random operation|Call model\.eval"):
+        fisher.diagonal(Masked(1e-3).double().to(device()).eval(), data)
 
 
 def test_blocks_that_are_left_out_now_and_then_are_refused() -> None:
@@ -394,10 +431,10 @@ def test_a_fit_that_fails_puts_the_model_back() -> None:
 @pytest.mark.parametrize(
     ("batches", "got"),
     [
-        ((torch.ones(4, 3), torch.zeros(4)), "a Tensor of 4"),
-        ([(torch.ones(4, 3), torch.zeros(4), torch.zeros(4))], "a tuple of 3"),
-        ([{"x": torch.ones(4, 3), "y": torch.zeros(4)}], "a dict of 2"),
-        ([({"ids": torch.ones(4, 3)}, torch.zeros(4))], "a tuple of 2"),
+        ((torch.ones(4, 3), torch.zeros(4)), "Tensor"),
+        ([(torch.ones(4, 3), torch.zeros(4), torch.zeros(4))], r"\['Tensor', 'Tensor', 'Tensor'\]"),
+        ([{"x": torch.ones(4, 3), "y": torch.zeros(4)}], "dict"),
+        ([({"ids": torch.ones(4, 3)}, torch.zeros(4))], r"\['dict', 'Tensor'\]"),
     ],
 )
 def test_batches_that_are_no_pairs_are_refused(batches, got) -> None:

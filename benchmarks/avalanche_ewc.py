@@ -124,6 +124,7 @@ def main() -> None:
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "settings": {name: value for name, value in vars(given).items() if name != "out"},
+        "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
     }

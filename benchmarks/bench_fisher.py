@@ -48,6 +48,7 @@ def results():
     text = json.dumps(
         {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "commit": provenance.commit(),
             "device": str(environment.device()),
             "hardware": provenance.hardware(),
             "threads": torch.get_num_threads(),

@@ -15,6 +15,8 @@ import torch
 
 from ewc_checks import provenance
 from ewc_code import environment
+from ewc_code.models import mlp
+from ewc_code.sweep import Outcome, sweep
 from ewc_experiments import scale, scale_worker
 
 RESULTS = Path(os.environ.get("EWC_BENCH_RESULTS", Path(__file__).parent / "results")) / "scale.json"
@@ -31,6 +33,7 @@ def results():
     text = json.dumps(
         {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "commit": provenance.commit(),
             "device": str(environment.device()),
             "hardware": provenance.hardware(),
             "threads": torch.get_num_threads(),
@@ -96,3 +99,36 @@ def test_two_processes() -> None:
     row("all-reduce between two processes, gloo", f"{size:,} numbers in float64", 1e3 * seconds, "ms")
     row("two processes from one, largest difference", "weights and precision after two tasks", gap, "relative")
     assert gap < 1e-10
+
+
+def test_profile() -> None:
+    data = scale.data_for(SETUP)
+    steps, works = scale.training_steps(lambda: mlp(SETUP.sizes), data, SETUP.batch), scale.fishers(SETUP, data)
+    looked_at = {
+        f"training step, {SETUP.batch} images": steps["plain"],
+        "the same with EWC": steps["EWC"],
+        "exact diagonal": works["exact diagonal"],
+    }
+    for name, work in looked_at.items():
+        found = scale.profiled(work, ROUNDS)
+        for kind, seconds in found.items():
+            row(f"share of the time, {kind}", name, 100 * seconds / sum(found.values()), "%")
+
+
+def test_a_sweep_through_an_executor() -> None:
+    todo = scale.stack_runs(SETUP, 4)
+    here = scale.seconds(lambda: sweep(todo, stack=2))
+    found: list[Outcome] = []
+    elsewhere = scale.seconds(lambda: found.extend(scale.over_processes(todo, processes=2, stack=2)))
+    row("sweep, one process", f"{len(todo)} runs in stacks of 2", here, "s")
+    row("sweep, two processes, with their start", f"{len(todo)} runs in stacks of 2", elsewhere, "s")
+    assert all(outcome.record for outcome in found)
+
+
+def test_the_cost_table_where_it_can_be_tried() -> None:
+    first = scale.costs(scale.WIDTHS[0], 1)
+    tried = scale.first_row(first, texts=8)
+    name = f"transformer of {first.parameters:,} parameters, {tried.texts} texts of 1,024"
+    row("diagonal Fisher from drawn labels", name, tried.seconds, "s")
+    row("its operations, counted over predicted", name, tried.counted / tried.predicted, "")
+    assert tried.counted == tried.predicted

@@ -1,8 +1,10 @@
 """What a number was made with: the hardware and the versions, for the ledger, recordings and benchmarks."""
 
 import platform
+import subprocess
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -20,6 +22,21 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def commit() -> str:
+    """The commit that the packages are at, with a + where they were changed since; 'unknown' outside of a checkout."""
+    folder = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "*.py")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + "+" * bool(changed)
 
 
 def hardware() -> str:

@@ -90,6 +90,9 @@ def test_stacks() -> None:
 
 
 def test_two_processes() -> None:
+    small = scale.spread(scale_worker.Work())
+    numbers = sum(value.numel() for value in small.beliefs[0].mean.values())
+    row("all-reduce between two processes, gloo", f"{numbers:,} numbers in float64", 1e3 * small.allreduce, "ms")
     setup = scale_worker.Work(sizes=(784, 400, 400, 10), steps=3)
     runs = [scale.spread(setup) for _ in range(3)]
     one = scale.alone(setup)

@@ -1,7 +1,8 @@
 """The systems that the Fisher benchmark compares: ways to get a diagonal or Kronecker-factored Fisher of one network.
 
 Each is a function (model, data) -> work, where work() does the job once over all of `data` and returns the diagonal by
-parameter name, or None where the result is no diagonal. A peer that is not installed raises ImportError when called.
+parameter name, of Kronecker factors their product with given weights, or None where the result is neither. A peer that
+is not installed raises ImportError when called.
 
     python benchmarks/systems.py SYSTEM NETWORK     prints the peak memory of one call, beyond what was there, in MB
 """
@@ -24,7 +25,8 @@ from ewc_code.gaussian import Diagonal
 from ewc_code.models import Params, mlp, snapshot
 from ewc_code.training import Settings, fit
 
-Work = Callable[[], Params | None]
+Apply = Callable[[Params], Params]  # product of the estimate's blocks with weights of the layers
+Work = Callable[[], Params | Apply | None]
 BATCH = 1000
 
 
@@ -66,10 +68,22 @@ def ours(labels: fisher.Labels) -> Callable[[nn.Module, Examples], Work]:
 
 
 def ours_kfac(model: nn.Module, data: Examples) -> Work:
-    def work() -> None:
-        fisher.kronecker(model, data, batch_size=BATCH)
+    def work() -> Apply:
+        found = fisher.kronecker(model, data, batch_size=BATCH)
+        return between({f"{name}.weight": (f.outputs, f.inputs) for name, f in found.items()})
 
     return work
+
+
+def between(factors: dict[str, tuple[Tensor, Tensor]]) -> Apply:
+    """Weights (o, i) to G W A, with the factors (G, A) by weight; an input that stands for the bias comes last in A."""
+
+    def apply(weights: Params) -> Params:
+        flat = {name: w.flatten(1) for name, w in weights.items()}
+        cut = {name: a[: flat[name].shape[1], : flat[name].shape[1]] for name, (_, a) in factors.items()}
+        return {name: (g @ flat[name] @ cut[name]).view_as(weights[name]) for name, (g, _) in factors.items()}
+
+    return apply
 
 
 def loop(labels: str) -> Callable[[nn.Module, Examples], Work]:
@@ -123,19 +137,21 @@ def backpack(extension: str, field: str) -> Callable[[nn.Module, Examples], Work
 
         model, loss = extend(model), extend(nn.CrossEntropyLoss())
 
-        def work() -> Params | None:
-            total: Params = {}
+        def work() -> Params | Apply:
+            total: dict = {}
             for batch in batches(data):
                 model.zero_grad()
                 with context(getattr(extensions, extension)()):
                     loss(model(batch.x), batch.y).backward()
                 # Of the mean loss: squares of gradients that carry 1/n each must be brought back to a mean of squares.
                 share = len(batch) / len(data) * (len(batch) if field == "sum_grad_squared" else 1)
-                if field == "kfac":
-                    continue
                 for name, p in model.named_parameters():
-                    total[name] = total.get(name, 0) + share * getattr(p, field)
-            return total or None
+                    if field != "kfac":
+                        total[name] = total.get(name, 0) + share * getattr(p, field)
+                    elif p.ndim > 1:  # the bias has a factor of outputs alone
+                        g, a = total.get(name, (0, 0))
+                        total[name] = (g + share * p.kfac[0], a + share * p.kfac[1])
+            return between(total) if field == "kfac" else total
 
         return work
 
@@ -151,14 +167,14 @@ def nngeometry(representation: str, trials: int = 0) -> Callable[[nn.Module, Exa
         kind = getattr(pspace, representation)
         options = {"variant": "classif_logits", "device": str(data.x.device)}
 
-        def work() -> Params | None:
+        def work() -> Params | Apply:
             if trials:
                 found = metrics.FIM_MonteCarlo(model, loader, kind, trials=trials, **options)
             else:
                 found = metrics.FIM(model, loader, kind, **options)
-            if representation != "PMatDiag":
-                return None
-            return unflat(model, found.get_diag())
+            if representation == "PMatDiag":
+                return unflat(model, found.get_diag())
+            return between({f"{name}.weight": (g, a) for name, (a, g) in found.data.items()})
 
         return work
 
@@ -170,12 +186,19 @@ def curvlinops_kfac(model: nn.Module, data: Examples) -> Work:
 
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def work() -> None:
+    def work() -> Apply:
         pairs = [(batch.x, batch.y) for batch in batches(data)]
         operator = KFACLinearOperator(
             model, nn.CrossEntropyLoss(), parameters, pairs, fisher_type=FisherType.TYPE2, check_deterministic=False
         )
         operator @ torch.zeros(operator.shape[1], device=data.x.device)  # what is lazy is done now
+
+        def apply(weights: Params) -> Params:
+            whole = [weights.get(name, torch.zeros_like(p)) for name, p in model.named_parameters()]
+            found = unflat(model, operator @ torch.cat([w.flatten() for w in whole]))
+            return {name: found[name] for name in weights}
+
+        return apply
 
     return work
 
@@ -201,10 +224,18 @@ def laplace_torch(structure: str) -> Callable[[nn.Module, Examples], Work]:
 
         loader = DataLoader(TensorDataset(data.x, data.y), BATCH)
 
-        def work() -> Params | None:
+        def work() -> Params | Apply:
             found = Laplace(model, "classification", subset_of_weights="all", hessian_structure=structure)
             found.fit(loader)
-            return unflat(model, found.H / len(data)) if structure == "diag" else None
+            if structure == "diag":
+                return unflat(model, found.H / len(data))
+            terms = zip(model.named_parameters(), found.H.eigenvectors, found.H.eigenvalues, strict=True)
+            whole = {  # it keeps the factors of the sum over all images, taken apart
+                name: [q @ torch.diag(values) @ q.T for q, values in zip(vectors, own, strict=True)]
+                for (name, p), vectors, own in terms
+                if p.ndim > 1
+            }
+            return between({name: (g / len(data), a) for name, (g, a) in whole.items()})
 
         return work
 

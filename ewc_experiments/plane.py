@@ -128,9 +128,9 @@ def nll(w: Float64[Tensor, "m 2"], data: Examples) -> Float64[Tensor, " m"]:
 
 
 def _descend(
-    model: TwoParameters, data: Examples, belief: Belief, strength: float, rate: float = 0.5, steps: int = 2000
+    model: TwoParameters, data: Examples, belief: Belief, strength: float, rate: float = 0.5, steps: int = 100_000
 ) -> Float64[Tensor, "steps 2"]:
-    """Full-batch gradient descent in small steps, so that the path is the gradient's flow."""
+    """Full-batch gradient descent in small steps, so that the path is the gradient's flow, until it rests."""
     points = [flatten(snapshot(model))]
     theta: Params = dict(model.named_parameters())
     for _ in range(steps):
@@ -140,5 +140,5 @@ def _descend(
             model.linear.weight -= rate * gradient
         points.append(flatten(snapshot(model)))
         if gradient.norm() < 1e-5:
-            break
-    return torch.stack(points)
+            return torch.stack(points)
+    raise RuntimeError(f"descent must come to rest within {steps:,} steps; its gradient is {gradient.norm():.1e}.")

@@ -74,8 +74,10 @@ def work(setup: Work, rank: int = 0, world: int = 1, where: str | torch.device =
             descent.zero_grad()
             (loss + penalty).backward()
             descent.step()
-        cut = len(data) * 2 // (world + 1) if setup.uneven else len(data) // world
-        mine = data[: cut if world > 1 else None] if rank == 0 else data[rank * cut : (rank + 1) * cut]
+        # Shares of the curvature need not be equal: where they are uneven, rank 0 counts as two.
+        extra = int(setup.uneven)
+        ends = [len(data) * (r + extra * (r > 0)) // (world + extra) for r in range(world + 1)]
+        mine = data[ends[rank] : ends[rank + 1]]
         batches = list(zip(mine.x.split(50), mine.y.split(50), strict=True))
         found, n = fisher.over_batches(fisher.diagonal, model, batches)
         if world > 1:

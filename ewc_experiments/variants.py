@@ -5,6 +5,7 @@ returns, with one thing changed. None is what EWC's derivation asks for; `fisher
 Fisher, is the variant that the package itself offers.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -75,6 +76,35 @@ def indexed_not_gathered(model: nn.Module, data: Examples, batch_size: int) -> P
         for name, value in part.items():
             total[name] += value * len(batch) / len(data)
     return total
+
+
+def dropout_left_on(model: nn.Sequential, data: Examples, rho: float, generator: torch.Generator, masks: int) -> Params:
+    """The exact diagonal of thinned networks, mean over masks: dropout of rate `rho` after each ReLU, in training mode.
+
+    One mask serves all examples of a pass, which changes the noise and not the mean.
+    """
+    total = {name: torch.zeros_like(value) for name, value in snapshot(model).items()}
+    for _ in range(masks):
+        parts: list[tuple[str, nn.Module]] = []
+        for name, module in model.named_children():
+            parts.append((name, module))
+            if isinstance(module, nn.Linear):
+                width, like = module.out_features, module.weight
+            elif isinstance(module, nn.ReLU):
+                kept = (torch.rand(width, generator=generator) > rho).to(like) / (1 - rho)
+                parts.append((f"thinned {name}", _Times(kept)))
+        for name, value in fisher.diagonal(nn.Sequential(OrderedDict(parts)), data).items():
+            total[name] += value / masks
+    return total
+
+
+class _Times(nn.Module):
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors
 
 
 def answers(model: nn.Module, data: Examples, batch_size: int = 10_000) -> Tensor:

@@ -134,5 +134,6 @@ def method_averages(averages: Mapping[int, Mapping[str, Interval]]) -> Figure:
             colour, _, marker = LOOK.get(name, ("grey", "-", "s"))
             axis.errorbar(value.mean, rows[name], xerr=value.half, color=COLOURS[colour], marker=marker, capsize=3)
         axis.set(xlabel="test accuracy", title=f"{count} tasks")
+        axis.xaxis.set_major_locator(MaxNLocator(4))
     panels[0, 0].set_yticks(list(rows.values()), list(rows))
     return figure

@@ -1,6 +1,7 @@
 """Figures of the chapter "Fisher in the wild"."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -11,7 +12,7 @@ from torch import Tensor
 from ewc_code.metrics import Interval
 from ewc_plots.style import COLOURS, DASHES, GREY_ZEROS, WIDTH
 
-NAMES = ("blue", "vermilion", "green", "purple", "orange", "black")
+NAMES = ("blue", "vermilion", "green", "purple", "orange", "black", "sky", "grey")
 
 
 def multiples(ratios: Mapping[str, float]) -> Figure:
@@ -32,7 +33,7 @@ def apart(
     figure, panels = plt.subplots(2, len(names), figsize=(WIDTH, 5.2), sharex=True, sharey="row")
     at = np.asarray(steps) + 1
     for row, values in zip(panels, (ratios, cosines), strict=True):
-        for (label, found), name, dash in zip(values.items(), NAMES, DASHES, strict=False):
+        for (label, found), name, dash in zip(values.items(), NAMES, cycle(DASHES), strict=False):
             for j, axis in enumerate(row):
                 axis.plot(at, found[:, :, j].T, color=COLOURS[name], alpha=0.3, linewidth=0.7, linestyle=dash)
                 axis.plot(at, found[:, :, j].mean(0), color=COLOURS[name], linestyle=dash, label=label)

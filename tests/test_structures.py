@@ -1,5 +1,6 @@
 """Every labels x structure x layer of the Fisher against plain loops; Kronecker factors, subsets, regression."""
 
+import copy
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from ewc_code import fisher, layers
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
 from ewc_code.gaussian import Diagonal
-from ewc_code.models import flatten, nll, snapshot
+from ewc_code.models import flatten, mlp, nll, snapshot
 from ewc_code.training import Settings, fit
 from ewc_experiments import variants
 
@@ -431,3 +432,22 @@ def test_each_variant_is_what_it_says_and_not_the_exact() -> None:
     assert drawn_labels.shape == data.y.shape
     with pytest.raises(ValueError, match="batch_size must be at most the number of examples, 12; got 13"):
         variants.squared_batch_gradient(model, data, 13)
+
+
+def test_dropout_left_on_is_the_mean_over_thinned_networks() -> None:
+    model, data, rho = mlp((4, 5, 3)).double(), examples(6), 0.4
+    torch.testing.assert_close(
+        flatten(variants.dropout_left_on(model, data, 0.0, generator(0), 2)), flatten(fisher.diagonal(model, data))
+    )
+    masks, wanted = generator(1), 0
+    for _ in range(3):
+        kept = (torch.rand(5, generator=masks) > rho).double() / (1 - rho)
+        thin = copy.deepcopy(model)
+        with torch.no_grad():
+            thin[2].weight *= kept  # what the mask does to the input it does to the weight's columns
+        squares = fisher_matrix(thin, data).diagonal().clone()
+        squares[25:40] *= kept.square().repeat(3)  # and the derivative by the weight itself carries it
+        wanted = wanted + squares / 3
+    found = flatten(variants.dropout_left_on(model, data, rho, generator(1), 3))
+    torch.testing.assert_close(found, wanted, **TIGHT)
+    assert not torch.allclose(found, flatten(fisher.diagonal(model, data)), rtol=0.05)

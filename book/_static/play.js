@@ -19,7 +19,7 @@
   }
 
   /* Descent on  L_B(w) + strength / (2 n) (w - anchor)^T precision (w - anchor)  from the anchor, as in plane.py. */
-  function descend(signed, anchor, precision, strength, steps = 2000) {
+  function descend(signed, anchor, precision, strength, steps = 100000) {
     const n = signed.length, [[a, b], [, d]] = precision;
     const stiffest = (strength / n) * ((a + d) / 2 + Math.hypot((a - d) / 2, b));
     const rate = Math.min(0.5, 0.5 / stiffest); // less than half a step only where the spring would overshoot

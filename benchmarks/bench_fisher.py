@@ -30,7 +30,7 @@ from ewc_code.models import Params, flatten, mlp
 RESULTS = Path(os.environ.get("EWC_BENCH_RESULTS", Path(__file__).parent / "results")) / "fisher.json"
 ROUNDS = 5
 GROWTH = {
-    "examples": [(784, 400, 400, 10, n) for n in (1_000, 2_000, 4_000, 8_000)],
+    "examples": [(784, 400, 400, 10, n) for n in (1_000, 2_000, 4_000, 8_000, 16_000)],
     "width": [(784, w, w, 10, 2_000) for w in (100, 200, 400, 800, 1600)],
     "classes": [(784, 400, 400, k, 2_000) for k in (2, 5, 10, 20, 40)],
 }

@@ -283,7 +283,7 @@ class System:
     make: Callable[[nn.Module, Examples], Work]
     kind: str
     peer: str
-    images: int = 5_000
+    images: int = 20_000
 
 
 SYSTEMS = {
@@ -296,14 +296,14 @@ SYSTEMS = {
     "loop over images, data": System(loop("data"), "data", "torch", 500),
     "torch.func, exact": System(vmapped("exact"), "exact", "torch", 128),
     "torch.func, data": System(vmapped("data"), "data", "torch", 512),
-    "BackPACK, exact": System(backpack("DiagGGNExact", "diag_ggn_exact"), "exact", "backpack", 2000),
+    "BackPACK, exact": System(backpack("DiagGGNExact", "diag_ggn_exact"), "exact", "backpack", 5000),
     "BackPACK, sampled": System(backpack("DiagGGNMC", "diag_ggn_mc"), "sampled", "backpack"),
     "BackPACK, data": System(backpack("SumGradSquared", "sum_grad_squared"), "data", "backpack"),
     "BackPACK, KFAC sampled": System(backpack("KFAC", "kfac"), "kronecker", "backpack"),
-    "nngeometry, exact": System(nngeometry("PMatDiag"), "exact", "nngeometry", 2000),
+    "nngeometry, exact": System(nngeometry("PMatDiag"), "exact", "nngeometry", 5000),
     "nngeometry, sampled": System(nngeometry("PMatDiag", 1), "sampled", "nngeometry"),
-    "nngeometry, KFAC exact": System(nngeometry("PMatKFAC"), "kronecker", "nngeometry", 2000),
-    "curvlinops, KFAC exact": System(curvlinops_kfac, "kronecker", "curvlinops", 2000),
+    "nngeometry, KFAC exact": System(nngeometry("PMatKFAC"), "kronecker", "nngeometry", 5000),
+    "curvlinops, KFAC exact": System(curvlinops_kfac, "kronecker", "curvlinops", 5000),
     "curvlinops, XDiag of the exact": System(curvlinops_diagonal, "exact", "curvlinops", 1000),
     "laplace-torch, exact": System(laplace_torch("diag"), "exact", "laplace", 20),
     "laplace-torch, KFAC": System(laplace_torch("kron"), "kronecker", "laplace", 2000),

@@ -104,11 +104,7 @@ def online_ewc(
 
 
 def kronecker(
-    strength: float,
-    labels: fisher.Labels = "exact",
-    seed: int = 0,
-    examples: int | None = None,
-    merged: bool = True,
+    strength: float, labels: fisher.Labels = "exact", seed: int = 0, examples: int | None = None, merged: bool = True
 ) -> Method:
     r"""Laplace layer by layer: precision = precision + N G (x) A, for networks of Linear and Conv2d layers.
 
@@ -182,9 +178,7 @@ def _added(model: nn.Module, data: Examples, prior: Belief, importances: Params)
     return prior.moved(snapshot(model), {name: data.count * value for name, value in importances.items()})
 
 
-def _laplace(
-    model: nn.Module, data: Examples, prior: Belief, path: Path | None, how: How, decay: float = 1.0
-) -> Belief:
+def _laplace(model: nn.Module, data: Examples, prior: Belief, path: Path | None, how: How, decay: float = 1) -> Belief:
     assert isinstance(prior, Diagonal | Full)
     if decay < 1:
         assert isinstance(prior, Diagonal)
@@ -236,7 +230,5 @@ def _answers(model: nn.Module, data: Examples, prior: Belief, path: Path | None,
     return Answers.extended(prior, model, data, temperature)
 
 
-def _buffer(
-    model: nn.Module, data: Examples, prior: Belief, path: Path | None, keep: tuple[int | None, int, int]
-) -> Belief:
+def _buffer(model: nn.Module, data: Examples, prior: Belief, path: Path | None, keep: tuple[Any, ...]) -> Belief:
     return Buffer.extended(prior, model, data, *keep)

@@ -392,23 +392,20 @@ def covariance_root(probs: Float[Tensor, "b k"]) -> Float[Tensor, "b k j"]:
     tiny = torch.finfo(probs.dtype).tiny
     corner = (probs[:, :-1] * (after / before.clamp(min=tiny))).sqrt()  # (b, j)
     below = -(probs[:, :, None] / after[:, None].clamp(min=tiny)) * corner[:, None]
-    return torch.tril(below, -1) + F.pad(torch.diag_embed(corner), (0, 0, 0, 1))
+    return torch.diagonal_scatter(torch.tril(below, -1), corner, 0, 1, 2)
 
 
 def _passes(
     model: nn.Module, found: layers.Layers, data: Examples, labels: Labels, noise: Tensor, batch_size: int
 ) -> Iterator[tuple[Examples, layers.Pass, Float[Tensor, "m b *t k"]]]:
     """Batch by batch: the examples, a pass through the network, and the vectors to send back through it."""
+    room: layers.Room = {}
     for start in range(0, len(data), batch_size):
         batch = data[start : start + batch_size]
-        yield batch, *_pass(model, found, batch, labels, noise[start : start + batch_size])
-
-
-def _pass(
-    model: nn.Module, found: layers.Layers, batch: Examples, labels: Labels, noise: Tensor
-) -> tuple[layers.Pass, Float[Tensor, "m b *t k"]]:
-    seen = layers.run(model, found, batch.x)
-    return seen, _vectors(seen.outputs, batch.y, labels, noise)
+        seen = layers.run(model, found, batch.x, room)
+        handed: list[Any] = [_vectors(seen.outputs, batch.y, labels, noise[start : start + batch_size]), seen]
+        del seen  # whoever takes it may let go of it
+        yield batch, handed.pop(), handed.pop()
 
 
 def _moments(
@@ -424,7 +421,8 @@ def _moments(
         flat = {name for name, layer in found.items() if layers.is_flat(layer, seen.inputs[name])}
         each = _squares_by_layer(found, flat, seen, vectors) if found else {}
         others = _squares(model, rest, batch.x, vectors) if rest else {}
-        inputs = seen.inputs
+        kept = {name: layers.kept(seen.room, ("inputs", name), seen.inputs[name]) for name in flat}
+        inputs = {name: torch.mul(seen.inputs[name], seen.inputs[name], out=out) for name, out in kept.items()}
         del seen, vectors  # their memory is as much again as what is still needed
         for sums, up in zip(totals, (lambda value: value, torch.square), strict=False):
             for name, squares in others.items():
@@ -437,10 +435,10 @@ def _moments(
                         total += parts[part]
                     continue
                 if "weight" in own:  # it may be frozen
-                    own["weight"].addmm_(up(squares).T, up(inputs[name].square()))
+                    own["weight"].addmm_(up(squares).T, up(inputs[name]))
                 if "bias" in own:
                     own["bias"] += up(squares).sum(0)
-        del inputs, each, others, squares  # before the next pass
+        del inputs, kept, each, others, squares  # before the next pass
     return tuple({name: value.div_(data.count) for name, value in sums.items()} for sums in totals)
 
 
@@ -449,11 +447,15 @@ def _squares_by_layer(
 ) -> dict[str, Tensor]:
     """By layer: E[g^2], (b, out), where each example is one row; else E[s^2] itself, (b, out, in + 1)."""
     each: dict[str, Tensor] = {}
+    place = "back" if len(vectors) == 1 else "squares"  # the gradients of a single way back are needed no more
     ways = {name: layers.gradients(layer, seen.inputs[name]) for name, layer in found.items() if name not in flat}
     for vector in vectors:
         for name, g in seen.back(vector).items():
             part = g if name in flat else ways[name](g)
-            each[name] = each[name].addcmul_(part, part) if name in each else part.square()
+            if name in each:
+                each[name].addcmul_(part, part)
+            else:
+                each[name] = torch.mul(part, part, out=layers.kept(seen.room, (place, name), part))
     return each
 
 
@@ -516,8 +518,7 @@ def check(
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(map(repr, LABELS))}; got {labels!r}.")
     if labels == "sampled" and generator is None:
-        advice = "Pass generator=environment.generator(seed)."
-        raise ValueError(f"labels='sampled' must come with a torch.Generator; got None. {advice}")
+        raise ValueError("labels='sampled' needs a torch.Generator; got None. Pass generator=environment.generator(0).")
     if labels == "exact" and data.count > len(data):
         raise ValueError(
             f"labels='exact' needs one label an example; got sequences of {data.y.shape[1]}. Use labels='sampled' with "
@@ -580,8 +581,9 @@ def _refuse_unstable(model: nn.Module, data: Examples) -> None:
 def _square_size(params: Params) -> int:
     size = sum(value.numel() for value in params.values())
     if size > LARGEST_FULL:
-        advice = "Use fisher.diagonal."
-        raise ValueError(f"a full matrix needs at most {LARGEST_FULL:,} parameters; the model has {size:,}. {advice}")
+        raise ValueError(
+            f"a full matrix needs at most {LARGEST_FULL:,} parameters; the model has {size:,}. Use fisher.diagonal."
+        )
     return size
 
 

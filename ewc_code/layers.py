@@ -8,8 +8,8 @@ are left out, never guessed at: `closed_form` says which remain.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TypeGuard
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ Product = nn.Linear | nn.Conv2d  # whose weight matrix multiplies what they rece
 Layer = Product | nn.LayerNorm | nn.Embedding
 Layers = Mapping[str, Layer]  # by name in the model
 Products = Mapping[str, Product]
+Room = dict[Any, Tensor]  # memory, by what it is for, that is used again batch after batch: new one takes time
 
 # What acts on each number alone: the way back through it is one product with its derivative.
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Identity)
@@ -34,6 +35,7 @@ class Pass:
     #: Gradient at the outputs, (b, k) -> gradients at each layer's output, by name, (b, ...). They are good until the
     #: next call, which may write over them.
     back: Callable[[Tensor], dict[str, Tensor]]
+    room: Room = field(default_factory=dict)  #: For what is made of it; kept for the next pass.
 
 
 def closed_form(model: nn.Module, x: Tensor) -> Layers:
@@ -94,11 +96,16 @@ def _plain(module: nn.Module, owners: Counter[int]) -> TypeGuard[Layer]:
     return not hooks and all(owners[id(p)] == 1 for p in own) and any(p.requires_grad for p in own)
 
 
-def run(model: nn.Module, layers: Layers, x: Tensor) -> Pass:
-    """A forward pass that keeps what `layers` received, with the way back to their outputs."""
+def kept(room: Room, key: Any, like: Tensor) -> Tensor:
+    """The memory for `key`, of the size of `like`."""
+    return room.setdefault((key, like.shape), torch.empty_like(like))
+
+
+def run(model: nn.Module, layers: Layers, x: Tensor, room: Room | None = None) -> Pass:
+    """A forward pass that keeps what `layers` received, with the way back to their outputs, in `room` where it can."""
     stack = _stack(model)
     if stack is not None and x.ndim == 2 and layers.keys() == stack.keys():
-        return _run_stack(stack, x)
+        return _run_stack(stack, x, {} if room is None else room)
     inputs: dict[str, Tensor] = {}
     edges: dict[str, torch.autograd.graph.GradientEdge] = {}
     names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
@@ -120,7 +127,7 @@ def run(model: nn.Module, layers: Layers, x: Tensor) -> Pass:
         found = torch.autograd.grad(outputs, list(edges.values()), gradient, retain_graph=True, materialize_grads=True)
         return dict(zip(edges, found, strict=True))
 
-    return Pass(outputs.detach(), inputs, back)
+    return Pass(outputs.detach(), inputs, back, {} if room is None else room)
 
 
 def _stack(model: nn.Module) -> dict[str, tuple[nn.Linear, nn.Sequential]] | None:
@@ -138,7 +145,7 @@ def _stack(model: nn.Module) -> dict[str, tuple[nn.Linear, nn.Sequential]] | Non
     return stack
 
 
-def _run_stack(stack: dict[str, tuple[nn.Linear, nn.Sequential]], x: Float[Tensor, "b d"]) -> Pass:
+def _run_stack(stack: dict[str, tuple[nn.Linear, nn.Sequential]], x: Float[Tensor, "b d"], room: Room) -> Pass:
     r"""Backpropagation by hand: g_l = slope_l * (g_{l+1} W_{l+1}), into the same memory for every gradient.
 
     Autograd would take the slopes anew, and new memory, at each of the k - 1 ways back of the exact Fisher.
@@ -146,29 +153,32 @@ def _run_stack(stack: dict[str, tuple[nn.Linear, nn.Sequential]], x: Float[Tenso
     inputs, slopes, h = {}, {}, x
     for name, (layer, after) in stack.items():
         inputs[name] = h
+        room |= {} if h is x else {(("inputs", name), h.shape): h}  # all but the data may make room for their squares
         with torch.no_grad():
             h = layer(h)  # (b, out)
-        if len(after):
+        if len(after) and all(type(module) is nn.ReLU for module in after):
+            h = h.relu_()
+            slopes[name] = torch.sign(h, out=kept(room, ("slope", name), h))
+        elif len(after):
             with torch.enable_grad():
-                start = h.requires_grad_()
-                end = after(start)
-                (slopes[name],) = torch.autograd.grad(end, start, torch.ones_like(end))
+                end = after(h.requires_grad_())
+                (slopes[name],) = torch.autograd.grad(end, h, torch.ones_like(end))
             h = end.detach()
     weights = {name: layer.weight.detach() for name, (layer, _) in stack.items()}
     names = list(stack)
-    room = {name: torch.empty(len(x), len(weight), dtype=h.dtype, device=h.device) for name, weight in weights.items()}
+    arrived = {name: kept(room, ("back", name), h.new_empty(len(x), len(weight))) for name, weight in weights.items()}
 
     def back(gradient: Tensor) -> dict[str, Tensor]:
-        room[names[-1]].copy_(gradient)
+        arrived[names[-1]].copy_(gradient)
         for i in range(len(names) - 1, -1, -1):
-            g = room[names[i]]  # (b, out)
+            g = arrived[names[i]]  # (b, out)
             if names[i] in slopes:
                 g.mul_(slopes[names[i]])
             if i > 0:
-                torch.mm(g, weights[names[i]], out=room[names[i - 1]])
-        return room
+                torch.mm(g, weights[names[i]], out=arrived[names[i - 1]])
+        return arrived
 
-    return Pass(h, inputs, back)
+    return Pass(h, inputs, back, room)
 
 
 def is_flat(layer: Layer, received: Tensor) -> TypeGuard[nn.Linear]:

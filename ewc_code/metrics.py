@@ -75,8 +75,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     There must be at least two values, one a seed: one run says nothing about others.
     """
     if (n := len(values)) < 2:
-        advice = "Run more seeds, or report the single run as such."
-        raise ValueError(f"an interval needs at least two runs; got {n}. {advice}")
+        raise ValueError(f"an interval needs at least two runs; got {n}. Run more seeds, or report the run as single.")
     spread = float(np.std(values, ddof=1)) / n**0.5
     return Interval(float(np.mean(values)), float(special.stdtrit(n - 1, 0.5 + level / 2)) * spread, n)
 

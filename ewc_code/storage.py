@@ -64,9 +64,7 @@ def load(path: Path | str, model: nn.Module) -> Belief:
             # Copies: what is read lies where the file has it, and other alignment is other rounding.
             tensors = {name: file.get_tensor(name).to(where, copy=True) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} must be a whole safetensors file; it cannot be read ({error}). Make it again."
-        ) from error
+        raise ValueError(f"{path} must be a whole safetensors file; reading failed ({error}). Make it anew.") from error
     if described.get("sha256") != _checksum(about := described.get("about", ""), tensors):
         raise ValueError(f"{path} must be as it was written; its content was altered since. Make it again.")
     return _whole(json.loads(about), tensors, model, mode)

@@ -287,9 +287,7 @@ def _parts(tasks: Sequence[Task], part: Part, which: int | None = None) -> list[
     return [made[id(task)] for task in tasks]
 
 
-def _accuracies(
-    members: Sequence[tuple[nn.Module, Sequence[Task]]], part: Part, which: int | None = None
-) -> list[list[float]]:
+def _accuracies(members: Sequence[tuple[nn.Module, Any]], part: Part, which: int | None = None) -> list[list[float]]:
     """A row a model, on all of its tasks."""
     if not members:
         return []
@@ -317,8 +315,7 @@ def described(value: Any) -> str:
 
 def _alike(run: Run) -> str:
     """What runs of one stack have in common."""
-    tasks = run.tasks
-    if isinstance(tasks, partial):
+    if isinstance(tasks := run.tasks, partial):
         tasks = partial(tasks.func, *tasks.args, **{k: v for k, v in tasks.keywords.items() if k != "seed"})
     common = replace(run, tasks=tasks, seed=0, settings=replace(run.settings, learning_rate=1.0), method=none())
     return described(common) + described(run.method.prior)
@@ -351,5 +348,7 @@ def _write(path: Path, run: Run, outcome: Outcome) -> None:
     try:
         part.write_text(json.dumps(_sealed(described(run), dataclasses.asdict(outcome))))
         part.replace(path)
+    except OSError as error:
+        raise OSError(f"a finished run could not be kept in {path}: {error}. Free space, or choose a folder") from error
     finally:
         part.unlink(missing_ok=True)

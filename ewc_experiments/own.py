@@ -42,7 +42,7 @@ class Own:
     few: int = 50  #: Images of the old task that are kept where most are gone.
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  #: Of the reported runs.
     choosing: tuple[int, ...] = (100,)  #: Of the runs that choose the strength.
-    ewc: tuple[float, ...] = (10.0, 100.0, 1e3)  #: Strengths to choose from.
+    ewc: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3)  #: Strengths to choose from.
 
     @property
     def small(self) -> bool:
@@ -302,7 +302,7 @@ class Heads:
     strength: float  #: Chosen on validation data.
 
 
-def heads(setup: Own, strengths: tuple[float, ...] = (1e3, 1e4, 1e5)) -> Heads:
+def heads(setup: Own, strengths: tuple[float, ...] = (1e2, 1e3, 1e4)) -> Heads:
     """Split Fashion-MNIST with the task told: plain training and EWC, whose strength is chosen on validation data."""
     with workers(small=True) as pool:
         offered = [(s, seed, pool(_heads, setup, seed, s, "validation")) for s in strengths for seed in setup.choosing]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ewc_code import consolidation, metrics, storage
+from ewc_code import consolidation, importance, metrics, storage
 from ewc_code.consolidation import Method
 from ewc_code.data import Examples
 from ewc_code.environment import device, generator
@@ -372,6 +372,29 @@ def _watched(setup: Split, scenario: Scenario, sequence: Sequence[Task], method:
     return seen
 
 
+def put_back(setup: Split, family: Family, strength: float) -> dict[str, list[float]]:
+    """Class by class, after two tasks: share of the first one's test images that are put into a class of the second.
+
+    One a seed, by what of the network was put back to where it stood before the second task.
+    """
+    sequence = split("MNIST", "class", setup.train_limit, setup.held_limit)[:2]
+    found: dict[str, list[float]] = {}
+    for seed in setup.seeds:
+        model = network("class", setup.hidden, seed).to(device())
+        kept: list[dict[str, Tensor]] = []
+        with one_thread(setup.small):
+            learn(model, sequence, family(strength, seed), setup.settings, seed,
+                  keep=lambda *_, model=model, kept=kept: kept.append(snapshot(model)))  # fmt: skip
+        before, after = kept
+        weight, bias = list(after)[-2:]
+        for what, names in {"nothing": (), "biases": (bias,), "last layer": (weight, bias)}.items():
+            restore(model, after | {name: before[name] for name in names})
+            with evaluating(model), torch.no_grad():
+                answers = model(sequence[0].test.x).argmax(1)
+            found.setdefault(what, []).append((answers > 1).float().mean().item())
+    return found
+
+
 @dataclass
 class Diagnosis:
     """What is wrong with a network that learned class by class, in accuracies over the test images of all tasks."""
@@ -471,15 +494,16 @@ def one_step(setup: Split, made: dict[str, tuple[Family, float]], seed: int = 0)
     first, second = split("MNIST", "domain", setup.train_limit, setup.held_limit)[:2]
     model = network("domain", setup.hidden, seed).to(device())
     flat = consolidation.none().prior(snapshot(model))
+    path = importance.Path.begin(model, tracked=True)  # for SI, whose belief is the work of this training
     with one_thread(setup.small):
-        fit(model, first.train, flat, 0.0, setup.settings, generator(seed))
+        fit(model, first.train, flat, 0.0, setup.settings, generator(seed), work=path.work)
     start = snapshot(model)
     found = {"start": start}
     once = Settings(epochs=1, batch_size=len(second.train), learning_rate=0.1, decay=False, optimiser="sgd")
     for name, (family, strength) in made.items():
         restore(model, start)
         method = family(strength, seed)
-        belief: Belief = method.consolidate(model, first.train, method.prior(snapshot(model)), method.path(model))
+        belief: Belief = method.consolidate(model, first.train, method.prior(snapshot(model)), path)
         fit(model, second.train, belief, strength, once, generator(seed))
         found[name] = snapshot(model)
     return found

@@ -46,7 +46,7 @@ def scenario_rows(tables: Mapping[str, Mapping[str, Mapping[str, Entry]]], class
 def drift(watched: Mapping[str, Sequence[Watched]], switches: Sequence[int] = ()) -> Figure:
     """Images of the first task while the second is learned: put into other classes, and right within their own."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1), sharex=True)
-    titles = ("put into a class of the new task", "right, if only its own classes may be answered")
+    titles = ("called another digit than 0 or 1", "right, if only its own classes may be answered")
     for axis, what, title in zip(axes, ("lost", "within"), titles, strict=True):
         for name, runs in watched.items():
             _band(axis, runs[0].steps, [getattr(run, what) for run in runs], name)

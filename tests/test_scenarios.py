@@ -93,6 +93,14 @@ def test_what_is_watched_is_what_the_network_says() -> None:
         assert all(a <= 1 - lost + 1e-6 for a, lost in zip(run.accuracy, run.lost, strict=True))
 
 
+def test_what_is_put_back_is_undone() -> None:
+    found = scenarios.put_back(TINY, *scenarios.methods(TINY, {})["plain"])
+    watched = scenarios.watch(TINY, "class", {"plain": scenarios.methods(TINY, {})["plain"]}, 2)["plain"]
+    assert found["nothing"] == pytest.approx([run.lost[-1] for run in watched])
+    assert len(found["biases"]) == len(found["last layer"]) == len(TINY.seeds)
+    assert sum(found["last layer"]) <= sum(found["biases"]) <= sum(found["nothing"])
+
+
 def test_diagnosis_of_a_network_made_by_hand() -> None:
     """A last layer that prefers the newest task for everything: within right, among all wrong, one shift mends it."""
     sequence = split("MNIST", "class", 40, 20)

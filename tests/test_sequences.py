@@ -307,20 +307,20 @@ def test_parameters_in_half_precision_are_refused() -> None:
 def test_batches_that_do_not_fit_are_halved_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = network(), classes(12)
     wanted, sizes = fisher.diagonal(model, data, "sampled", generator(0)), []
-    plain = fisher._pass
+    plain = fisher._vectors
 
-    def small(model: nn.Module, found: object, batch: Examples, *rest: object) -> object:
-        sizes.append(len(batch))
-        if len(batch) > 3:
+    def small(out: Tensor, y: Tensor, *rest: object) -> object:
+        sizes.append(len(y))
+        if len(y) > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return plain(model, found, batch, *rest)
+        return plain(out, y, *rest)
 
-    monkeypatch.setattr(fisher, "_pass", small)
+    monkeypatch.setattr(fisher, "_vectors", small)
     with nothing_changes(model), pytest.warns(UserWarning, match="did not fit into memory; 6 are tried"):
         found = fisher.diagonal(model, data, "sampled", generator(0), batch_size=12)
     assert sizes[:3] == [12, 6, 3]
     torch.testing.assert_close(flatten(found), flatten(wanted), **TIGHT)
-    monkeypatch.setattr(fisher, "_pass", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("none left")))
+    monkeypatch.setattr(fisher, "_vectors", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("none left")))
     with pytest.warns(UserWarning), pytest.raises(torch.cuda.OutOfMemoryError, match="none left"):
         fisher.diagonal(model, data, batch_size=2)
 

@@ -451,3 +451,22 @@ def test_dropout_left_on_is_the_mean_over_thinned_networks() -> None:
     found = flatten(variants.dropout_left_on(model, data, rho, generator(1), 3))
     torch.testing.assert_close(found, wanted, **TIGHT)
     assert not torch.allclose(found, flatten(fisher.diagonal(model, data)), rtol=0.05)
+
+
+@pytest.mark.parametrize("labels", ["exact", "sampled", "data"])
+def test_memory_that_is_used_again_mixes_nothing(labels: fisher.Labels) -> None:
+    """Layers as wide as the inputs and the outputs, several batches, the last one shorter."""
+    model, data = mlp((4, 4, 4, 4)).double(), examples(11, classes=4)
+    kept = data.x.clone()
+    whole = flatten(fisher.diagonal(model, data, labels, generator(0), batch_size=11))
+    for size in (1, 3, 4):
+        found = flatten(fisher.diagonal(model, data, labels, generator(0), batch_size=size))
+        torch.testing.assert_close(found, whole, **TIGHT)
+    if labels != "sampled":
+        torch.testing.assert_close(whole, fisher_matrix(model, data, labels).diagonal(), **TIGHT)
+        each = torch.stack([flatten(fisher.diagonal(model, data[i : i + 1], labels)) for i in range(11)])
+        with torch.no_grad():
+            first, second = fisher._moments(model, data, labels, torch.empty(11, 0), 4, second=True)
+        torch.testing.assert_close(flatten(first), each.mean(0), **TIGHT)
+        torch.testing.assert_close(flatten(second), each.square().mean(0), **TIGHT)
+    assert torch.equal(data.x, kept)

@@ -435,13 +435,13 @@ def test_each_variant_is_what_it_says_and_not_the_exact() -> None:
 
 
 def test_dropout_left_on_is_the_mean_over_thinned_networks() -> None:
-    model, data, rho = mlp((4, 5, 3)).double(), examples(6), 0.4
+    model, data, rho = mlp((4, 5, 3)).double().to(device()), examples(6), 0.4
     torch.testing.assert_close(
         flatten(variants.dropout_left_on(model, data, 0.0, generator(0), 2)), flatten(fisher.diagonal(model, data))
     )
     masks, wanted = generator(1), 0
     for _ in range(3):
-        kept = (torch.rand(5, generator=masks) > rho).double() / (1 - rho)
+        kept = (torch.rand(5, generator=masks) > rho).double().to(device()) / (1 - rho)
         thin = copy.deepcopy(model)
         with torch.no_grad():
             thin[2].weight *= kept  # what the mask does to the input it does to the weight's columns
@@ -456,7 +456,7 @@ def test_dropout_left_on_is_the_mean_over_thinned_networks() -> None:
 @pytest.mark.parametrize("labels", ["exact", "sampled", "data"])
 def test_memory_that_is_used_again_mixes_nothing(labels: fisher.Labels) -> None:
     """Layers as wide as the inputs and the outputs, several batches, the last one shorter."""
-    model, data = mlp((4, 4, 4, 4)).double(), examples(11, classes=4)
+    model, data = mlp((4, 4, 4, 4)).double().to(device()), examples(11, classes=4)
     kept = data.x.clone()
     whole = flatten(fisher.diagonal(model, data, labels, generator(0), batch_size=11))
     for size in (1, 3, 4):
@@ -466,7 +466,7 @@ def test_memory_that_is_used_again_mixes_nothing(labels: fisher.Labels) -> None:
         torch.testing.assert_close(whole, fisher_matrix(model, data, labels).diagonal(), **TIGHT)
         each = torch.stack([flatten(fisher.diagonal(model, data[i : i + 1], labels)) for i in range(11)])
         with torch.no_grad():
-            first, second = fisher._moments(model, data, labels, torch.empty(11, 0), 4, second=True)
+            first, second = fisher._moments(model, data, labels, torch.empty(11, 0, device=device()), 4, second=True)
         torch.testing.assert_close(flatten(first), each.mean(0), **TIGHT)
         torch.testing.assert_close(flatten(second), each.square().mean(0), **TIGHT)
     assert torch.equal(data.x, kept)

@@ -154,8 +154,9 @@ def figure_one(plane: Plane, show: Sequence[str] = ("plain", "L2", "EWC", "EWC, 
     for label, (x, y) in zip("AB", plane.modes, strict=True):
         axis.annotate(f"optimum of {label}", (x, y), (0, 9), textcoords="offset points", fontsize=9, ha="center")
     high = len(w2) * 15 // 16  # A's valley goes up, and B's optimum lies far inside of its own
-    for at, text in (((w1[int(np.argmin(plane.losses[0][high]))], w2[high]), "A"), (plane.modes[1], "B")):
-        axis.annotate(f"low loss of {text}", (at[0], at[1]), (12, -18), textcoords="offset points", fontweight="bold",
+    top = (w1[int(np.argmin(plane.losses[0][high]))], w2[high])
+    for at, text, away in ((top, "A", (12, -18)), (plane.modes[1], "B", (-34, 32))):  # clear of the paths
+        axis.annotate(f"low loss of {text}", (at[0], at[1]), away, textcoords="offset points", fontweight="bold",
                       ha="center", alpha=0.75)  # fmt: skip
     for name, width in zip(LOOK, (2.2, 5.5, 2.8, 1.4), strict=False):  # they share their beginning: widest below
         if name not in show:

@@ -34,7 +34,7 @@
       }
       w = [w[0] - (rate * g) / n, w[1] - (rate * h) / n];
       path.push(w);
-      if (Math.hypot(g, h) / n < 1e-5) break;
+      if (Math.hypot(g, h) / n < 1e-7) break;
     }
     return path;
   }
@@ -153,7 +153,9 @@
       return `${this.at("x", point[0]).toFixed(1)} ${Math.max(-999, Math.min(999, this.at("y", point[1]))).toFixed(1)}`;
     }
     line(points, look, more = "") {
-      return svg("path", { d: "M" + points.map((point) => this.place(point)).join("L"), class: `line ${look} ${more}` });
+      // of the thousands of steps in which a descent comes to rest, most end where the one before did
+      const places = points.map((point) => this.place(point)).filter((place, i, all) => place !== all[i - 1]);
+      return svg("path", { d: "M" + places.join("L"), class: `line ${look} ${more}` });
     }
     fill(points, look) {
       return svg("path", { d: "M" + points.map((point) => this.place(point)).join("L") + "Z", class: `fill ${look}` });

@@ -52,3 +52,15 @@ def test_every_path_starts_at_the_first_optimum_and_ewc_ends_best(plane: Plane) 
     assert lost["EWC, full"] < lost["EWC"] < lost["plain"]
     assert lost["EWC, full"] < lost["L2"] < lost["plain"]
     assert plane.regret["EWC"][0] < plane.regret["plain"][0]
+
+
+def test_every_path_rests_where_autograd_finds_no_slope_of_the_objective(plane: Plane) -> None:
+    n, second, precision = SETUP.n, two_parameter_tasks(SETUP)[1], torch.tensor(plane.precision, dtype=torch.float64)
+    matrices = {"plain": 0 * precision, "L2": n * torch.eye(2), "EWC": precision.diag().diag(), "EWC, full": precision}
+    anchor = torch.tensor(plane.modes[0], dtype=torch.float64)
+    for name, path in plane.paths.items():
+        w = torch.tensor(path[-1], dtype=torch.float64).requires_grad_()
+        spring = plane.strengths[name] * matrices[name].double() / (2 * n)
+        objective = nll(w[None], second)[0] + (w - anchor) @ spring @ (w - anchor)
+        (gradient,) = torch.autograd.grad(objective, w)
+        assert gradient.norm() < 1e-7, name
